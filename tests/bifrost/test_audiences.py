@@ -181,6 +181,45 @@ def test_fields_are_hidden_from_each_hearer():
     assert stranger.messages == [plain, plain]
 
 
+@pytest_twisted.ensureDeferred
+async def test_each_hears_of_a_row_what_it_may_see_whoever_wrote_it(tmp_path: Path):
+    """Who wrote it may see less than others: they hear all that they may see themselves."""
+    (tmp_path / "schema.yaml").write_text(
+        "Staff: {id: {type: int, pk: true}, name: str, pay: {type: int, default: 5}, owner: str}"
+    )
+    policy = """
+boss: {models: "*"}
+clerk: {models: {Staff: {actions: "*", fields: {hide: [pay]}}}}
+owner: {models: {Staff: {actions: "*", rows: {owner: $name}, fields: {hide: [owner]}}}}
+"""
+    server = await Served(tmp_path, policy=policy, config={"schemas": (tmp_path / "schema.yaml",)}).start()
+    clients = {
+        name: await server.client(token=server.store.add(name, role).token)
+        for name, role in (("bea", "boss"), ("cid", "clerk"), ("ann", "owner"), ("bob", "owner"))
+    }
+    fields = {"bea": ("id", "name", "pay", "owner"), "cid": ("id", "name", "owner"), "ann": ("id", "name", "pay")}
+    for number, (asker, values) in enumerate(
+        [
+            ("bea", {"name": "x", "owner": "ann"}),
+            ("cid", {"name": "y", "owner": "ann"}),
+            ("ann", {"name": "z"}),
+        ],
+        1,
+    ):
+        row = {"id": number, "name": values["name"], "pay": 5, "owner": "ann"}
+        reply = await clients[asker].call("create_Staff", {"values": values})
+        assert reply["result"] == {name: row[name] for name in fields[asker]}
+        for name, client in clients.items():
+            if name not in (asker, "bob"):
+                told = {"zKey": "create_Staff", "result": {each: row[each] for each in fields[name]}}
+                assert await client.next_json() == told
+    for name in ("ann", "bob"):
+        assert (await clients[name].call("ping", 1))["result"] == 1
+    assert not [item for item in clients["bob"].received if isinstance(item, Frame) and b"Staff" in item.payload]
+    server.forget()
+    await server.stop()
+
+
 def test_what_the_others_hear_may_be_more_than_the_result():
     """A command answers its caller with one thing and tells the others another, each as far as it may."""
     server = MemoryServer(permissions=Narrow())

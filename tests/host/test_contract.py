@@ -237,6 +237,13 @@ async def test_contact_h2_a_model_in_another_case_is_the_same_model(run: Callabl
     assert "result" in await client.call("read_Others") and "result" in await client.call("read_Notes")
 
 
+class ByRole:
+    """Users whose tokens say their role."""
+
+    def validate(self, token: str) -> dict[str, str]:
+        return {"username": token, "role": token.removesuffix("-token")}
+
+
 FIELDS = """
 guest:
   models:
@@ -326,6 +333,50 @@ async def test_what_is_hidden_is_in_no_answer_of_a_host(run: Callable[..., Any])
             with row(f"{data.answer}"):
                 asked = {"where": {"id": 1}, "values": {"id": 2}}
                 assert (await client.call("update_Staff", asked))["result"] == wanted
+
+
+@pytest_twisted.ensureDeferred
+async def test_others_hear_of_a_hosts_row_what_they_may_see(run: Callable[..., Any]):
+    """Whoever wrote it. An answer of another form than rows of plain values is to be read anew by all, where a field is
+    hidden from anybody."""
+    data = Declared()
+    policy = FIELDS + 'user: {models: "*"}\n'
+    guest, boss, other = "guest-token", "user-token", "user-token"
+    running = await run(host(data=data, auth=ByRole()), policy=policy)
+    clients = [await running.client(token) for token in (guest, boss, other)]
+
+    async def heard(asker: int, key: str, answer: Any) -> list[Any]:
+        data.answer = answer
+        asked = {"where": {"id": 1}, "values": {"id": 2}} if key.startswith("update") else {"values": {"id": 2}}
+        assert "result" in await clients[asker].call(key, asked)
+        told = [await client.next_json() for number, client in enumerate(clients) if number != asker]
+        assert all(message.pop("zKey") == key for message in told)
+        return told
+
+    row, cut = {"id": 1, "salary": 5, "name": "x"}, {"id": 1, "name": "x"}
+    many = {"many": True}
+    with rows_of_a_test() as case:
+        for number, (asker, key, answer, told) in enumerate(
+            [
+                (0, "create_Staff", row, [{"result": row}, {"result": row}]),
+                (1, "create_Staff", row, [{"result": cut}, {"result": row}]),
+                (1, "update_Staff", [row, row], [{"result": [cut, cut]}, {"result": [row, row]}]),
+                (1, "update_Staff", {"updated": 1}, [{"result": {"updated": 1}}, {"result": {"updated": 1}}]),
+                (1, "create_Staff", {"id": 1, "SALARY": 5}, [many, many]),
+                (1, "create_Staff", {"rows": [row]}, [many, many]),
+                (0, "create_Staff", {"id": 1, "of": {"salary": 5}}, [many, many]),
+                (1, "create_Staff", [Pair(1, 5)], [many, many]),
+                (1, "create_Other", {"rows": [row]}, [{"result": {"rows": [row]}}]),
+            ]
+        ):
+            with case(f"{number} {answer}"):
+                if key == "create_Other":
+                    data.answer = answer
+                    assert "result" in await clients[1].call(key, {"values": {"id": 2}})
+                    assert await clients[2].next_json() == {"zKey": key, "result": answer}
+                else:
+                    assert await heard(asker, key, answer) == told
+    assert not [each for each in clients[0].received if b"salary" in getattr(each, "payload", b"").lower()]
 
 
 @pytest_twisted.ensureDeferred

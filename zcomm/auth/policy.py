@@ -166,6 +166,11 @@ class Policy:
         grants = self._roles.get(identity.role)
         return NO_FIELD_RIGHTS if grants is None else grants.fields.get(model, NO_FIELD_RIGHTS)
 
+    def hidden_fields(self, model: str) -> frozenset[str]:
+        """The fields of ``model`` that are hidden from some role."""
+        rights = [grants.fields[model] for grants in self._roles.values() if model in grants.fields]
+        return frozenset(name for each in rights for name in each.hide)
+
     def names_command(self, key: str, identity: Identity | None = None) -> bool:
         """Whether a role is granted the command ``key`` by that very name, which ``"*"`` is not.
 

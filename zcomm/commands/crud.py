@@ -120,9 +120,12 @@ class StoreCrud:
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
         audience = audience_of(command.action, command.model, told)
+        whole = None
         if fields.hide and isinstance(result, dict) and command.action in _ROWS:
+            # Of the others each hears what it may see itself.
+            whole = {"result": result}
             result = {name: value for name, value in result.items() if name not in fields.hide}
-        return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None)
+        return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None, told=whole)
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:

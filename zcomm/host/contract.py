@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 from unicodedata import normalize
+from uuid import UUID
 
 import msgspec
 
@@ -20,7 +23,7 @@ from zcomm.errors import InternalError, Invalid, PermissionDenied, UnknownField
 from zcomm.interfaces import NO_FIELD_RIGHTS, FieldRights
 from zcomm.text import quoted
 
-__all__ = ["checked_answer", "checked_result", "check_call", "host_request", "shown"]
+__all__ = ["can_be_cut", "checked_answer", "checked_result", "check_call", "host_request", "shown"]
 
 #: The cure for all that a host is not trusted with.
 _DECLARE_FILTERS = 'a host\'s data that takes filters says so with zcomm_filters = True (docs/guide.rst, "Hosts")'
@@ -31,6 +34,9 @@ _MODEL = re.compile(r"\w+\Z", re.ASCII)
 _FIELD = re.compile(r"\w+\Z")
 _ORDER_TERM = re.compile(r"\s*\w+(?:\s+(?:asc|desc))?\s*\Z", re.IGNORECASE)
 _MAX_NUMBER = 2**63 - 1
+
+#: The types of values that hold no others.
+_VALUES = frozenset({bool, bytes, date, datetime, Decimal, float, int, str, time, type(None), UUID})
 
 #: Characters of a call, each of which is looked at.
 _LONGEST_CALL = 16_384
@@ -82,12 +88,40 @@ def shown(answer: Any, hide: frozenset[str]) -> Any:
 
     :raises InternalError: where it is neither an object nor a list of them: nobody could tell its fields.
     """
+    alike = _Alike(hide)
     if type(answer) in (list, tuple):
-        return [_shown(row, hide) for row in answer]
-    return _shown(answer, hide)
+        return [_shown(row, alike) for row in answer]
+    return _shown(answer, alike)
 
 
-def _shown(row: Any, hide: frozenset[str]) -> Any:
+def can_be_cut(answer: Any, hidden: frozenset[str]) -> bool:
+    """Whether ``answer`` is rows of which others can be told by leaving out fields of ``hidden``: these are there by
+    their very names, and no value holds others."""
+    alike = _Alike(hidden)
+    rows = answer if type(answer) in (list, tuple) else [answer]
+    return all(
+        type(row) is dict
+        and all(
+            type(name) is str and type(value) in _VALUES and (name in hidden or not alike[name])
+            for name, value in row.items()
+        )
+        for row in rows
+    )
+
+
+class _Alike(dict[str, bool]):
+    """Whether a name may be that of one of some fields, to a database that takes names for the same; found out once for
+    each name."""
+
+    def __init__(self, fields: Iterable[str]):
+        self._fields = {_folded(name) for name in fields}
+
+    def __missing__(self, name: str) -> bool:
+        self[name] = found = _folded(name) in self._fields
+        return found
+
+
+def _shown(row: Any, hidden: _Alike) -> Any:
     try:
         # As the client would see it, whatever it is here.
         told = msgspec.json.decode(write_json(row))
@@ -95,15 +129,15 @@ def _shown(row: Any, hide: frozenset[str]) -> Any:
         raise InternalError("Result not serializable") from error
     if type(told) is not dict:
         raise InternalError(_FAILED)
-    return _without(told, {_folded(name) for name in hide})
+    return _without(told, hidden)
 
 
-def _without(value: Any, hide: set[str]) -> Any:
+def _without(value: Any, hidden: _Alike) -> Any:
     if type(value) is list:
-        return [_without(each, hide) for each in value]
+        return [_without(each, hidden) for each in value]
     if type(value) is not dict:
         return value
-    return {name: _without(each, hide) for name, each in value.items() if _folded(name) not in hide}
+    return {name: _without(each, hidden) for name, each in value.items() if not hidden[name]}
 
 
 def check_call(key: str, horizontal: Any) -> None:
@@ -244,7 +278,7 @@ def _negated(extent: bool | None) -> bool | None:
 
 def _check_fields(request: dict[str, Any], rights: FieldRights) -> None:
     """Refuse what names a field that is hidden, as if it were not there, or writes one that is read-only."""
-    hide, readonly = ({_folded(name) for name in names} for names in (rights.hide, rights.readonly))
+    hidden, readonly = _Alike(rights.hide), _Alike(rights.readonly)
     model = request["model"]
     order = request.get("order_by", [])
     terms = order.split(",") if isinstance(order, str) else order
@@ -255,27 +289,27 @@ def _check_fields(request: dict[str, Any], rights: FieldRights) -> None:
         *values,
         *request.get("conflict_fields", ()),
     ):
-        if _folded(name) in hide:
+        if hidden[name]:
             raise UnknownField(f"{model} has no field {quoted(name)}")
-    _check_where(request.get("where", {}), hide, model)
-    protected = {name: "cannot be written" for name in values if _folded(name) in readonly}
+    _check_where(request.get("where", {}), hidden, model)
+    protected = {name: "cannot be written" for name in values if readonly[name]}
     if protected:
         raise PermissionDenied(f"{', '.join(f'{model}.{name}' for name in protected)} cannot be written", protected)
 
 
-def _check_where(where: dict[str, Any], hide: set[str], model: str) -> None:
+def _check_where(where: dict[str, Any], hidden: _Alike, model: str) -> None:
     for key, value in where.items():
         if key in ("$or", "$and"):
             for part in value:
-                _check_where(part, hide, model)
+                _check_where(part, hidden, model)
         elif key == "$not":
-            _check_where(value, hide, model)
+            _check_where(value, hidden, model)
         else:
             # Whatever the host takes for a field and for an operator.
             parts = key.split("__")
             names = parts[:-1] if len(parts) > 1 and parts[-1] in OPERATORS else parts
             for name in (key, *names):
-                if _folded(name) in hide:
+                if hidden[name]:
                     raise UnknownField(f"{model} has no field {quoted(name)}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
@@ -18,6 +19,7 @@ from twisted.logger import Logger
 from zcomm.auth.policy import Policy
 from zcomm.bifrost.messages import written
 from zcomm.budget.budgets import Budgets
+from zcomm.budget.written import Written
 from zcomm.commands.crud import NEEDED, StoreCrud, audience_of, is_count
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
@@ -25,11 +27,10 @@ from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import PermissionDenied, Unavailable
-from zcomm.host.contract import check_call, checked_answer, checked_result, host_request, shown
+from zcomm.host.contract import can_be_cut, check_call, checked_answer, checked_result, host_request, shown
 from zcomm.host.line import Runner
 from zcomm.interfaces import (
     ACTIONS,
-    Audience,
     Client,
     FieldRights,
     Identity,
@@ -39,7 +40,7 @@ from zcomm.interfaces import (
     field_rights,
     owner_of,
 )
-from zcomm.runtime.deferreds import Waiters, following, then
+from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
 
@@ -229,18 +230,24 @@ class HostCrud:
         fields = field_rights(permissions, identity, model)
         wanted = host_request(command, rows, fields, takes_filters=self._takes_filters)
 
-        def ask() -> tuple[Any, Audience]:
-            result = checked_answer(self._handle_request(wanted))
-            audience = audience_of(action, model, result)
-            if fields.hide and not is_count(action, result):
-                result = shown(result, fields.hide)
-            return written(result), audience
+        # From whoever may hear of it.
+        hidden = permissions.hidden_fields(model) if isinstance(permissions, HostPermissions) else fields.hide
+        changed = action != "read"
 
-        def outcome(answer: tuple[Any, Audience]) -> Outcome:
-            result, audience = answer
-            return Outcome(result, changed=action != "read", audience=audience)
+        def ask() -> Outcome:
+            answer = checked_answer(self._handle_request(wanted))
+            audience = audience_of(action, model, answer)
+            result = written(answer)
+            if not hidden or is_count(action, answer):
+                return Outcome(result, changed, audience)
+            is_known = can_be_cut(answer, hidden)
+            if not fields.hide:
+                return Outcome(result, changed, audience, is_known=is_known)
+            # Of the others each hears what it may see itself.
+            told = {"result": msgspec.Raw(result.json()) if isinstance(result, Written) else result}
+            return Outcome(written(shown(answer, fields.hide)), changed, audience, is_known=is_known, told=told)
 
-        return then(self._line.run(owner_of(client), ask), outcome)
+        return self._line.run(owner_of(client), ask)
 
 
 class HostPermissions:
@@ -274,6 +281,10 @@ class HostPermissions:
     def fields(self, identity: Identity, model: str) -> FieldRights:
         """The fields of ``model`` that are hidden from the identity, or read-only for it; likewise."""
         return self.policy.fields(identity, model)
+
+    def hidden_fields(self, model: str) -> frozenset[str]:
+        """The fields of ``model`` that are hidden from some role."""
+        return self.policy.hidden_fields(model)
 
     def is_of_host(self, key: str) -> bool:
         """Whether the host is asked for the command ``key``: one that the policy names for some role, and that the
