@@ -224,7 +224,7 @@ class zComm(MultiService):
         )
         dispatcher.reserve(Description.KEY, program.description(self._known_schema, bifrost.config.limits).respond)
         if isinstance(self.zcli, Host):
-            bifrost.serve_data(walker, self.zcli.crud(permissions))
+            bifrost.serve_data(walker, self.zcli.crud(permissions, bifrost.is_heard))
         else:
             data = self._part("data", walker)
             crud = own = None

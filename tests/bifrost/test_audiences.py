@@ -270,6 +270,10 @@ class Role:
         }
         return {"models": models, **self.names}
 
+    def reached(self, user: str, model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of ``rows`` that it may read, where it may read the model."""
+        return [row for row in rows if not isinstance(self.models[model], dict) or row["owner"] == user]
+
     def hears(self, user: str, kind: str, name: str, rows: list[dict[str, Any]] | None = None) -> bool:
         """Whether it hears of a result of that command; ``rows`` are those whose content it tells."""
         if kind == "everybody":
@@ -335,6 +339,14 @@ def told_of(key: str, kind: str, name: str, result: Any) -> dict[str, Any]:
     return {"zKey": f"zFunc({name})" if "(" in key else key, "function": name, "result": result}
 
 
+def changed_of(key: str, matched: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message by which others hear that these rows were changed or removed."""
+    if key.startswith("delete_"):
+        return {"zKey": key, "result": {"deleted": len(matched)}, "ids": [row["id"] for row in matched]}
+    changes = [{"id": row["id"], "values": {"label": "x"}} for row in matched]
+    return {"zKey": key, "result": {"updated": len(matched)}, "changes": changes}
+
+
 def rows_of(key: str, result: Any) -> list[dict[str, Any]] | None:
     """The rows that a result tells the content of, as far as others may be told of them one by one."""
     if key.startswith("read_"):
@@ -368,6 +380,9 @@ async def test_b6_one_hears_what_one_may_ask_for(tmp_path: Path, mode: str):
             asker = chosen.choice([*roles])
             key, horizontal, kind, name = a_command(chosen, [f"u{each}" for each in roles])
             marks = {each: len(client.received) for each, client in clients.items()}
+            is_counted = key.startswith(("update_", "delete_"))
+            matched = await server.comm.zcli.data.read(0, name, horizontal["where"]) if is_counted else []
+            matched = roles[asker].reached(f"u{asker}", name, matched)
             message = {"zKey": key, "_requestId": f"n{number}"}
             clients[asker].send_json(message if horizontal is None else message | {"zHorizontal": horizontal})
             while (reply := await clients[asker].next_json()).get("_requestId") != f"n{number}":
@@ -390,6 +405,11 @@ async def test_b6_one_hears_what_one_may_ask_for(tmp_path: Path, mode: str):
                 if each in roles:
                     hears = roles[each].hears(f"u{each}", kind, name, rows_of(key, result))
                 case = (seed, number, asker, each, message, horizontal, reply)
+                if is_told and hears and matched:
+                    mine = roles[each].reached(f"u{each}", name, matched)
+                    assert heard == ([changed_of(key, mine)] if mine else []), case
+                    counts[bool(mine)] += 1
+                    continue
                 if mode == "changes" and not heard and is_told and hears:
                     # Nothing was changed: no row matched.
                     assert result in ({"updated": 0}, {"deleted": 0}), case

@@ -43,7 +43,7 @@ async def test_a15_nobody_reads_or_writes_the_rows_of_others(policed: Served):
 
 @pytest_twisted.ensureDeferred
 async def test_a16_a_row_is_broadcast_to_those_who_reach_it(policed: Served):
-    """Others hear no more than that a row was changed or removed."""
+    """So is what was set in it, and that it was removed; who does not reach it hears nothing of all that."""
     admin = await policed.client(token=policed.tokens["admin"])
     guest = await policed.client(token=policed.tokens["guest"])
     ann = await policed.client(token=policed.store.add("ann", "member").token)
@@ -52,11 +52,17 @@ async def test_a16_a_row_is_broadcast_to_those_who_reach_it(policed: Served):
     assert (await ann.next_json())["result"] == row
     assert (await guest.next_json())["result"] == row
     await admin.call("update_Users", {"where": row["id"], "values": {"age": 40}})
-    assert (await ann.next_json())["result"] == {"updated": 1}
-    # The first that Bob hears of: the row itself was not for him.
-    assert (await bob.next_json()) == {"zKey": "update_Users", "result": {"updated": 1}}
+    told = {"zKey": "update_Users", "result": {"updated": 1}, "changes": [{"id": row["id"], "values": {"age": 40}}]}
+    assert await ann.next_json() == await guest.next_json() == told
     assert (await ann.call("delete_Users", {"where": row["id"]}))["result"] == {"deleted": 1}
-    assert (await bob.next_json()) == {"zKey": "delete_Users", "result": {"deleted": 1}}
+    told = {"zKey": "delete_Users", "result": {"deleted": 1}, "ids": [row["id"]]}
+    assert await admin.next_json() == await guest.next_json() == told
+    # The first that Bob hears of.
+    mine = {"name": "bob", "email": "b@example.com"}
+    made = (await admin.call("create_Users", {"values": mine}))["result"]
+    assert await bob.next_json() == {"zKey": "create_Users", "result": made}
+    await admin.call("delete_Users", {"all": True})
+    assert (await bob.next_json())["ids"] == [made["id"]]
     await policed.stands()
 
 

@@ -66,6 +66,10 @@ class AllowAll:
         """All of them."""
         return {}
 
+    def row_fields(self, model: str) -> frozenset[str]:
+        """None: no rows are told apart."""
+        return frozenset()
+
     def fields(self, identity: Identity, model: str) -> FieldRights:
         """All of them."""
         return NO_FIELD_RIGHTS
@@ -160,6 +164,10 @@ class Policy:
             return {}
         own = {"$name": identity.name, "$role": identity.role}
         return {field: own.get(value, value) if isinstance(value, str) else value for field, value in rows.items()}
+
+    def row_fields(self, model: str) -> frozenset[str]:
+        """The fields of ``model`` that :meth:`rows` may name."""
+        return frozenset(name for grants in self._roles.values() for name in grants.rows.get(model, ()))
 
     def fields(self, identity: Identity, model: str) -> FieldRights:
         """The fields of ``model`` that are hidden from the identity's role, or read-only for it."""

@@ -175,6 +175,10 @@ class zBifrost(Service, metaclass=HookRefusing):
         self.walker = walker
         self.dispatcher.serve_data(crud, host)
 
+    def is_heard(self) -> bool:
+        """Whether somebody may hear of a change beside who makes it."""
+        return self._state.is_heard
+
     @property
     def clients(self) -> list[Client]:
         """Those connected and admitted, as they are now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -24,6 +24,7 @@ from zcomm.interfaces import (
     Request,
     field_rights,
     owner_of,
+    row_fields,
 )
 from zcomm.runtime.deferreds import Unfinished, later, then
 
@@ -50,11 +51,13 @@ class StoreCrud:
 
     :param store: has the models.
     :param permissions: who may do what with which of them.
+    :param is_heard: whether somebody else may hear of a change.
     """
 
-    def __init__(self, store: Store, permissions: Permissions):
+    def __init__(self, store: Store, permissions: Permissions, is_heard: Callable[[], bool] = lambda: True):
         self._store = store
         self._permissions = permissions
+        self._is_heard = is_heard
 
     def matches(self, key: str) -> bool:
         """Whether ``key`` is that of a CRUD command; the model it names may not exist."""
@@ -83,7 +86,18 @@ class StoreCrud:
             return permissions.rows(identity, model) or {}
 
         rows, fields = permissions.rows(identity, command.model), field_rights(permissions, identity, command.model)
-        done = self._store.execute(owner_of(client), command, identity.name, rows, reach, fields=fields, as_json=True)
+        tells = command.action in _COUNTS and self._is_heard()
+        done = self._store.execute(
+            owner_of(client),
+            command,
+            identity.name,
+            rows,
+            reach,
+            fields=fields,
+            as_json=True,
+            tells=tells,
+            judged=row_fields(permissions, command.model) if tells else None,
+        )
         return then(done, self._outcome, command, fields).addErrback(self._unfinished, command)
 
     @staticmethod
@@ -117,6 +131,8 @@ class StoreCrud:
 
     def _outcome(self, done: Done, command: Command, fields: FieldRights) -> Outcome:
         result = done.result
+        if command.action in _COUNTS:
+            return _counted(done, command)
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
         audience = audience_of(command.action, command.model, told)
@@ -126,6 +142,22 @@ class StoreCrud:
             whole = {"result": result}
             result = {name: value for name, value in result.items() if name not in fields.hide}
         return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None, told=whole)
+
+
+def _counted(done: Done, command: Command) -> Outcome:
+    """The outcome of an update or a delete: who may read some of its rows hears which they are."""
+    result, told = done.result, done.told
+    if told is None:
+        # What has changed is to be read anew where nobody can tell.
+        return Outcome(
+            result,
+            done.changed,
+            Audience("model", command.model),
+            repeated=done.repeated,
+            is_known=not done.changed and result is not None,
+        )
+    audience = Audience("model", command.model, None, told.rows)
+    return Outcome(result, done.changed, audience, told={"result": result, **told.keys})
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:

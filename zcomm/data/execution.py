@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
@@ -21,16 +21,18 @@ from zcomm.data.drivers.turns import Locks
 from zcomm.data.filters import MAX_LIST, Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
-from zcomm.data.requests import Command, Plan, make_plan
+from zcomm.data.requests import MAX_TOLD, MAX_TOLD_BYTES, Command, Plan, make_plan
 from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
+from zcomm.data.row_security import told_apart
 from zcomm.data.sql.conditions import ALLOWANCE, Parameter
-from zcomm.data.sql.statements import MAX_NARROWED, RESULT_BYTES, Statement, Statements
+from zcomm.data.sql.statements import MAX_NARROWED, RESULT_BYTES, Statement, Statements, Telling
 from zcomm.data.sql.tables import IDEMPOTENCY_KEYS, build_tables
 from zcomm.data.values import raw_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
+from zcomm.interfaces import Rows
 from zcomm.text import quoted
 
-__all__ = ["Done", "Execution", "Job"]
+__all__ = ["Done", "Execution", "Job", "Told"]
 
 #: How many forms of rows are remembered.
 _MAX_READERS = 1000
@@ -47,6 +49,21 @@ _MAX_TRIES = 5
 SWEEPER = "zcomm: sweeper"
 
 
+class Told(NamedTuple):
+    """The rows of an update or a delete, as others are told of them.
+
+    :ivar keys: ``changes`` or ``ids``, as a broadcast has them.
+    :ivar rows: by what decides who hears of which.
+    """
+
+    keys: dict[str, Any]
+    rows: Rows
+
+
+class _Untold(Exception):
+    """The change can be made, but not so that its rows come back; nothing of it was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """The outcome of a request.
@@ -54,11 +71,14 @@ class Done:
     :ivar result: as plain values, ready for JSON; ``None`` where something changed and no answer could be made of it.
     :ivar changed: whether it changed what is stored.
     :ivar repeated: whether nothing was done but to look up the result that is kept for its idempotency key.
+    :ivar told: the rows of an update or a delete; ``None`` where nobody asked for them, where they are many, and where
+        nobody can tell.
     """
 
     result: Any
     changed: bool
     repeated: bool = False
+    told: Told | None = None
 
     def as_new(self, action: str) -> Done:
         """The same of an action that was done just now."""
@@ -227,6 +247,8 @@ class Execution:
         #: The tables as they were at the start, and by model why one cannot be used any more as it is.
         self._relations: Mapping[str, Relation] = {}
         self._altered: dict[str, str] = {}
+        #: The models of whose rows nobody is told, as the database does not bring them back.
+        self._untold: set[str] = set()
         self._comparing = threading.Lock()
         self.answered = float("-inf")
 
@@ -578,8 +600,10 @@ class Execution:
                 plan = _bounded(plan, allowance, writer)
         parameters = bind(plan, statement.parameters, allowance)
         capabilities = plan.model.capabilities
-        together = reread = long = False
+        together = reread = rereads = long = False
         database = self._database
+        telling = self._statements.telling(plan) if plan.told and plan.model.name not in self._untold else None
+        told: Told | None = None
 
         with self.pool.connection(job.owner, writes, long=at_length) as connection:
             use = self.pool.use_of(connection)
@@ -587,7 +611,13 @@ class Execution:
                 writer.use, writer.converting = use, partial(use.holding, self._converting)
 
             def run() -> Any:
+                nonlocal told
+                told, tells = None, False
                 first, numbers = (statement, "") if narrowed is None else narrowed
+                if telling is not None:
+                    numbers_of_few = self._few(connection, telling, plan, numbers)
+                    if numbers_of_few is not None:
+                        first, numbers, tells = telling.write, numbers_of_few, True
                 astray = first.astray
                 if astray is not None:
                     found = connection.run(astray.sql, bind(plan, astray.parameters, numbers=numbers), True)[0]
@@ -601,11 +631,20 @@ class Execution:
                     and connection.run(pointing.sql, bind(plan, pointing.parameters, numbers=numbers), True)[0]
                 ):
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
+                if tells and telling is not None:
+                    return tell(*self._changed(connection, telling, plan, numbers, together or job.key is not None))
                 if narrowed is not None:
                     return finish(*connection.run(first.sql, bind(plan, first.parameters, numbers=numbers), False))
                 return finish(
                     *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes, writer)
                 )
+
+            def tell(rows: list[tuple[Any, ...]], count: int) -> Any:
+                nonlocal told
+                made = finish([], count)
+                if 0 < count <= MAX_TOLD:
+                    told = self._told(connection, plan, rows, rereads)
+                return made
 
             def finish(rows: list[tuple[Any, ...]], count: int) -> Any:
                 if capabilities.disturbs:
@@ -660,7 +699,7 @@ class Execution:
                     raise
 
             def repeated() -> tuple[Any, bool]:
-                nonlocal together, reread
+                nonlocal together, reread, rereads, telling
                 left = _MAX_TRIES
                 while True:
                     left -= 1
@@ -672,8 +711,13 @@ class Execution:
                     # undone then.
                     looks = bool(statement.looks) or not (statement.pointing is statement.astray is None)
                     together = writes and (reread or triggered or looks or _may_be_refused(plan))
+                    rereads = plan.action == "update" and (capabilities.rereads or triggered)
+                    if telling is not None and (rereads or telling.find is not None):
+                        together = True
                     try:
                         return tried()
+                    except _Untold:
+                        telling = None
                     except Fault as fault:
                         if fault.kind not in ("stale", "migrated"):
                             raise
@@ -714,7 +758,105 @@ class Execution:
             changed = made and writes and (statement.fetches or any(result.values()))
             use.tells_the_way = changed or not writes
         self.answered = time.monotonic()
-        return Done(result, changed, not made)
+        return Done(result, changed, not made, told if made else None)
+
+    def _few(self, connection: Connection, telling: Telling, plan: Plan, numbers: str) -> str | None:
+        """The numbers of the rows of a change of which others are told, as far as it takes numbers; ``None`` where they
+        are many.
+
+        :param numbers: those that were found before.
+        :raises _Untold: where they cannot be found.
+        """
+        find = telling.find
+        if find is None:
+            return ""
+        if numbers:
+            return numbers if numbers.count(",") < MAX_TOLD else None
+        try:
+            rows, _ = connection.run(find.sql, bind(plan, find.parameters), True)
+        except Fault as fault:
+            self._leave_untold(plan, fault, ("refused",))
+            raise
+        if len(rows) > MAX_TOLD:
+            return None
+        found = [number for (number,) in rows]
+        if not all(type(number) is int for number in found):
+            # A column of that name.
+            self._untold.add(plan.model.name)
+            raise _Untold
+        return json.dumps(found)
+
+    def _changed(
+        self, connection: Connection, telling: Telling, plan: Plan, numbers: str, is_undone: bool
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """Make a change whose rows come back.
+
+        :param is_undone: whether it is, where it fails.
+        :return: the rows, and how many were changed.
+        :raises _Untold: where the database does not do it so.
+        """
+        write = telling.write
+        try:
+            rows, _ = connection.run(write.sql, bind(plan, write.parameters, numbers=numbers), True)
+        except Fault as fault:
+            self._leave_untold(plan, fault, ("forbidden", "unsupported", "unanswered" if is_undone else ""))
+            raise
+        if not telling.counts:
+            return rows, len(rows)
+        return [row[1:] for row in rows], rows[0][0] if rows else 0
+
+    def _leave_untold(self, plan: Plan, fault: Fault, kinds: tuple[str, ...]) -> None:
+        """Tell of no more rows of a model where that is why a statement failed."""
+        if fault.kind in kinds:
+            self._untold.add(plan.model.name)
+            raise _Untold from fault
+
+    def _told(self, connection: Connection, plan: Plan, rows: list[tuple[Any, ...]], rereads: bool) -> Told | None:
+        """The ``rows`` of a change as others are told of them; ``None`` where nobody can tell.
+
+        :param rereads: whether they may have been changed since, in this transaction.
+        :raises _Untold: where the database failed.
+        """
+        model = self.schema.models[plan.model.name]
+        try:
+            made = self._reader_of(model.name, plan.told, True).read(rows)
+            if rereads:
+                made = self._read_again(connection, plan, model, made)
+            if sum(size_of(list(row.values())) for row in made) > MAX_TOLD_BYTES:
+                return None
+            ids = [row[model.key[0]] if len(model.key) == 1 else [row[name] for name in model.key] for row in made]
+            judged = [told_apart(model, row) for row in made]
+            values = tuple(tuple(row[name] for name in plan.judged) for row in judged)
+            if plan.action == "delete":
+                return Told({"ids": ids}, Rows(model.key, (), plan.judged, values))
+            changes = [
+                {"id": id, "values": {name: row[name] for name in plan.written}}
+                for id, row in zip(ids, made, strict=True)
+            ]
+            return Told({"changes": changes}, Rows(model.key, plan.written, plan.judged, values))
+        except Fault as fault:
+            raise _Untold from fault
+        except Exception:
+            # Of what is written already nothing fails. That there is something to read anew is always true.
+            return None
+
+    def _read_again(
+        self, connection: Connection, plan: Plan, model: Model, rows: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The rows as they are now, those that are still there: a trigger may have changed them."""
+        if model.capabilities.defers:
+            connection.settle()
+        if len(model.key) == 1:
+            (key,) = model.key
+            where: Any = {f"{key}__in": [row[key] for row in rows]}
+        else:
+            where = {"$or": [{name: row[name] for name in model.key} for row in rows]}
+        command = Command(action="read", model=model.name, where=where, fields=list(plan.told), limit=MAX_TOLD)
+        read = make_plan(command, model, MAX_TOLD)
+        statement = self._statements.of(read)
+        found = connection.run(statement.sql, bind(read, statement.parameters), True, statement.max_bytes)
+        again: list[dict[str, Any]] = self._result(read, *found, True)
+        return again
 
     def _refuse_unfit(self, connection: Connection, job: Job, result: Any) -> None:
         """Say what is wrong with a value that no row in reach has: it is a mistake, and no value that another program
@@ -762,12 +904,15 @@ class Execution:
         return write, json.dumps(numbers)
 
     def _reader(self, plan: Plan, raw: bool) -> RowReader:
-        key = (plan.model.name, plan.returning, raw)
+        return self._reader_of(plan.model.name, plan.returning, raw)
+
+    def _reader_of(self, model: str, names: tuple[str, ...], raw: bool) -> RowReader:
+        key = (model, names, raw)
         readers = self._readers
         reader = readers.get(key)
         if reader is None:
             # Looked up after the readers: those are of these models or of older ones.
-            reader = RowReader(self.schema.models[plan.model.name], plan.returning, raw)
+            reader = RowReader(self.schema.models[model], names, raw)
             if len(readers) < _MAX_READERS:
                 readers[key] = reader
         return reader

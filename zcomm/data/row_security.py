@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from zcomm.data.filters import EVERYTHING, Filter, and_
-from zcomm.data.models import Model, Schema
+from zcomm.data.models import Field, Model, Schema
 from zcomm.errors import PermissionDenied
 from zcomm.interfaces import FieldRights
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["check_written", "restrict", "targets", "told_apart", "validate_grant", "visible"]
+__all__ = ["check_written", "restrict", "targets", "tells_apart", "told_apart", "validate_grant", "visible"]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
@@ -74,6 +74,11 @@ def _fault_of_rows(model: Model, rows: Mapping[str, Any]) -> str:
         except ValueError as error:
             return f"{model.name}.{name} {error}"
     return ""
+
+
+def tells_apart(field: Field) -> bool:
+    """Whether rights may tell rows apart by ``field``."""
+    return field.kind.name in _KINDS
 
 
 def restrict(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:

@@ -25,7 +25,7 @@ from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Model, Schema
-from zcomm.data.requests import Command, Plan, make_plan, parse_command
+from zcomm.data.requests import Command, Plan, make_plan, parse_command, telling
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
@@ -319,6 +319,8 @@ class Store:
         *,
         fields: FieldRights = NO_FIELD_RIGHTS,
         as_json: bool = False,
+        tells: bool = False,
+        judged: frozenset[str] | None = None,
     ) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
@@ -332,13 +334,15 @@ class Store:
         :param as_json: whether the result is for a client. Lists and objects of JSON in it are then texts, as
             :class:`msgspec.Raw`, and a large one is :class:`~zcomm.budget.written.Written` as a whole, for which memory
             of the owner's account is held until it is released.
+        :param tells: whether others are to hear of the rows that an update or a delete was of (:attr:`Done.told`).
+        :param judged: the fields by which rights may tell these apart; any where it is left out.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
         try:
             model = self.schema.find(command.model)
             if command.takes_long(model):
-                return self._execute_long(owner, command, model, identity, rows, reach, fields, as_json)
-            job = self._job(command, identity, rows, reach, owner, as_json, fields)
+                return self._execute_long(owner, command, model, identity, rows, reach, fields, as_json, tells, judged)
+            job = self._job(command, identity, rows, reach, owner, as_json, fields, tells, judged)
         except CommandError:
             return fail()
         return self._carry_out(owner, job)
@@ -353,6 +357,8 @@ class Store:
         reach: Callable[[str, str], Mapping[str, Any] | None] | None,
         fields: FieldRights,
         as_json: bool,
+        tells: bool,
+        judged: frozenset[str] | None,
     ) -> Deferred[Done]:
         """Plan a command in a thread, which takes so long that others would wait for it."""
         reached: Callable[[str, str], Mapping[str, Any] | None] | None = None
@@ -364,7 +370,9 @@ class Store:
             def reached(model: str, field: str) -> Mapping[str, Any] | None:
                 return known[model, field]
 
-        job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json, fields)
+        job = self._workers.run(
+            owner, self._job, command, identity, rows, reached, owner, as_json, fields, tells, judged
+        )
         return job.addCallbacks(lambda job: self._carry_out(owner, job), _not_planned)
 
     def _carry_out(self, owner: Hashable, job: Job) -> Deferred[Done]:
@@ -521,10 +529,14 @@ class Store:
         owner: Hashable = None,
         as_json: bool = False,
         fields: FieldRights = NO_FIELD_RIGHTS,
+        tells: bool = False,
+        judged: frozenset[str] | None = None,
     ) -> Job:
         schema = self.schema
         within = None if reach is None else lambda name, field: targets(schema.models[name], reach(name, field))
         plan = make_plan(command, schema.find(command.model).restricted(fields), self.row_cap, rows or {}, within)
+        if tells:
+            plan = telling(plan, schema.find(command.model), judged)
         key = command.idempotency_key
         known = None if key is None else IdempotencyKey(identity, key, command.digest())
         return Job(plan, known, owner, as_json, rows)

@@ -169,17 +169,18 @@ class Host(Service):
         waiting = following(ended).addCallback(lambda _: True)
         return waiting.addTimeout(STOP_STEP, self._reactor).addErrback(lambda _: False)
 
-    def crud(self, permissions: Permissions) -> WaitingStoreCrud:
-        """The responder of CRUD commands on this host's data."""
-        return WaitingStoreCrud(self, permissions)
+    def crud(self, permissions: Permissions, is_heard: Callable[[], bool]) -> WaitingStoreCrud:
+        """The responder of CRUD commands on this host's data; see :class:`zcomm.commands.crud.StoreCrud`."""
+        return WaitingStoreCrud(self, permissions, is_heard)
 
 
 class WaitingStoreCrud:
     """CRUD on a host's own store; commands that come before it is there wait for it, within their time limit."""
 
-    def __init__(self, host: Host, permissions: Permissions):
+    def __init__(self, host: Host, permissions: Permissions, is_heard: Callable[[], bool]):
         self._host = host
         self._permissions = permissions
+        self._is_heard = is_heard
         self._crud: StoreCrud | None = None
 
     def matches(self, key: str) -> bool:
@@ -196,7 +197,7 @@ class WaitingStoreCrud:
         if self._crud is None:
             if self._host.data is None:
                 raise Unavailable("It is not known yet where the database is")
-            self._crud = StoreCrud(self._host.data, self._permissions)
+            self._crud = StoreCrud(self._host.data, self._permissions, self._is_heard)
         return self._crud.respond(request, client)
 
 
@@ -285,6 +286,10 @@ class HostPermissions:
     def hidden_fields(self, model: str) -> frozenset[str]:
         """The fields of ``model`` that are hidden from some role."""
         return self.policy.hidden_fields(model)
+
+    def row_fields(self, model: str) -> frozenset[str]:
+        """The fields that :meth:`rows` may name."""
+        return self.policy.row_fields(model)
 
     def is_of_host(self, key: str) -> bool:
         """Whether the host is asked for the command ``key``: one that the policy names for some role, and that the

@@ -25,7 +25,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING
 from zcomm.data.models import Column, Field, Model, Reference
-from zcomm.data.requests import Plan
+from zcomm.data.requests import MAX_TOLD, Plan
 from zcomm.data.sql.conditions import ROW, Binds, Conditions, Parameter, compared
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "TOO_LARGE",
     "Statement",
     "Statements",
+    "Telling",
 ]
 
 #: Bytes of the statements that are remembered, about, and of one of them; a client can make up new shapes without end.
@@ -86,6 +87,19 @@ class Statement:
         return own + sum(each.size for each in others)
 
 
+class Telling(NamedTuple):
+    """A change that brings back the fields of its rows of which others are told.
+
+    :ivar find: what tells first whether the rows are few: a query for as many and one; of SQLite for their numbers,
+        which ``write`` takes as a parameter. ``None`` where that is known, or is no matter.
+    :ivar counts: whether ``write`` brings a few rows only, each behind the number of all.
+    """
+
+    find: Statement | None
+    write: Statement
+    counts: bool = False
+
+
 class _Pointer(NamedTuple):
     """A foreign key.
 
@@ -129,10 +143,7 @@ class Statements:
 
     def of(self, plan: Plan) -> Statement:
         """The statement of ``plan``."""
-        model = self._models.get(plan.model.name, plan.model)
-        if model is not plan.model:
-            # The plan is of before its columns were learnt.
-            plan = replace(plan, model=model)
+        plan = self._bound(plan)
         shape = (plan.model.name, plan.shape, plan.confined)
         with self._lock:
             known = self._known.get(shape)
@@ -167,31 +178,79 @@ class Statements:
         capabilities = plan.model.capabilities
         if not self._sqlite or plan.action not in ("update", "delete") or capabilities.perhaps or not _HAS_JSON:
             return None
-        model = self._models.get(plan.model.name, plan.model)
-        plan = plan if model is plan.model else replace(plan, model=model)
+        plan = self._bound(plan)
         shape = (plan.model.name, plan.shape, plan.confined, "narrowed")
         with self._lock:
             found, made = self._known.get((*shape, "find")), self._known.get(shape)
         if found is None or made is None:
-            table = self._tables[plan.model.name]
-            binds = Binds(plan, table, self._binders)
-            query = sa.select(ROW).select_from(table).where(self._reached(plan, table, binds))
-            found = self._compiled(query.suffix_with(f"LIMIT {MAX_NARROWED + 1}"), binds, True)
-            binds = Binds(plan, table, self._binders, narrowed=True)
-            build: Any = self._update if plan.action == "update" else self._delete
-            # By their numbers, whatever index its condition has: it was asked for these.
-            write = build(plan, table, binds).with_hint("NOT INDEXED", dialect_name="sqlite")
-            if capabilities.lenient and plan.action == "update":
-                write = write.prefix_with("OR ABORT", dialect="sqlite")
-            made = replace(
-                self._compiled(write, binds, False),
-                pointing=self._pointing(plan, table, True),
-                astray=self._astray(plan, table, True) if plan.confined else None,
-            )
+            found, made = self._numbers(plan, MAX_NARROWED + 1), self._by_numbers(plan)
             self._remember({(*shape, "find"): found, shape: made})
         return found, made
 
-    def _compile(self, plan: Plan) -> Statement:
+    def _bound(self, plan: Plan) -> Plan:
+        """``plan``, which may be of before the columns of its model were learnt, of the model with them."""
+        model = self._models.get(plan.model.name, plan.model)
+        return plan if model is plan.model else replace(plan, model=model)
+
+    def _numbers(self, plan: Plan, most: int) -> Statement:
+        """A query for the numbers of the rows that match ``plan``."""
+        table = self._tables[plan.model.name]
+        binds = Binds(plan, table, self._binders)
+        query = sa.select(ROW).select_from(table).where(self._reached(plan, table, binds))
+        return self._compiled(query.suffix_with(f"LIMIT {most}"), binds, True)
+
+    def _by_numbers(self, plan: Plan, told: Group = ()) -> Statement:
+        """The change of the rows of some numbers that match ``plan``.
+
+        :param told: the fields that it brings back.
+        """
+        table = self._tables[plan.model.name]
+        binds = Binds(plan, table, self._binders, narrowed=True)
+        build: Any = self._update if plan.action == "update" else self._delete
+        # By their numbers, whatever index its condition has: it was asked for these.
+        write = build(plan, table, binds).with_hint("NOT INDEXED", dialect_name="sqlite")
+        if plan.model.capabilities.lenient and plan.action == "update":
+            write = write.prefix_with("OR ABORT", dialect="sqlite")
+        if told:
+            write = write.returning(*_shown(plan.model, table, told))
+        return replace(
+            self._compiled(write, binds, bool(told)),
+            pointing=self._pointing(plan, table, True),
+            astray=self._astray(plan, table, True) if plan.confined else None,
+        )
+
+    def telling(self, plan: Plan) -> Telling | None:
+        """``plan`` so that it brings back :attr:`~zcomm.data.requests.Plan.told` of its rows where they are few, and no
+        more than a few where they are many; ``None`` where there is no such thing."""
+        plan = self._bound(plan)
+        whole = not plan.few and plan.shape[-1] == EVERYTHING.shape
+        if whole and plan.model.capabilities.disturbs:
+            # A policy of the table may keep rows from who asks for something of them, and not from who does not.
+            return None
+        if self._sqlite and not plan.few and not _HAS_JSON:
+            return None
+        shape = (plan.model.name, plan.shape, plan.confined, plan.told, "told")
+        finds = not plan.few and (self._sqlite or whole)
+        with self._lock:
+            found, made = self._known.get((*shape, "find")), self._known.get(shape)
+        if made is None or (finds and found is None):
+            table = self._tables[plan.model.name]
+            if plan.few or not self._sqlite:
+                made = self._compile(plan, plan.told)
+            else:
+                made = self._by_numbers(plan, plan.told)
+            if finds and self._sqlite:
+                found = self._numbers(plan, MAX_TOLD + 1)
+            elif finds:
+                one: ColumnElement[Any] = sa.literal_column("1")
+                query = sa.select(one).select_from(table).suffix_with(f"LIMIT {MAX_TOLD + 1}")
+                if plan.model.capabilities.only:
+                    query = query.with_hint(table, "ONLY", "postgresql")
+                found = self._compiled(query, Binds(plan, table, self._binders), True)
+            self._remember({shape: made} if found is None else {(*shape, "find"): found, shape: made})
+        return Telling(found, made, not self._sqlite and not plan.few)
+
+    def _compile(self, plan: Plan, told: Group = ()) -> Statement:
         table = self._tables[plan.model.name]
         build = getattr(self, "_" + plan.action)
         binds = Binds(plan, table, self._binders)
@@ -199,7 +258,9 @@ class Statements:
         if plan.model.capabilities.lenient and isinstance(element, (sa.Insert, sa.Update)):
             # Not everywhere: it holds for the statements of the table's triggers as well, whatever they say.
             element = element.prefix_with("OR ABORT", dialect="sqlite")
-        made = self._compiled(element, binds, plan.action not in ("update", "delete"))
+        if told and isinstance(element, (sa.Update, sa.Delete)):
+            element = self._counting(element, plan, table, told)
+        made = self._compiled(element, binds, bool(told) or plan.action not in ("update", "delete"))
         if self._sqlite and _boundless(plan):
             made = replace(made, max_bytes=RESULT_BYTES)
         looks = [(group, _alike(group, table, binds)) for group in _doubtful(plan)]
@@ -209,6 +270,18 @@ class Statements:
             pointing=self._pointing(plan, table),
             astray=self._astray(plan, table) if plan.confined else None,
         )
+
+    def _counting(self, write: sa.Update | sa.Delete, plan: Plan, table: sa.Table, told: Group) -> ClauseElement:
+        """``write``, bringing back the fields ``told``: of all rows, or where they may be many of some, each behind the
+        number of all."""
+        shown = _shown(plan.model, table, told)
+        if plan.few or self._sqlite:
+            return write.returning(*shown)
+        # The server does not send the others. Two of the columns may be called alike.
+        changed = write.returning(*(column.label(f"zcomm__r{place}") for place, column in enumerate(shown)))
+        rows = changed.cte("zcomm_changed")
+        count = sa.select(sa.func.count()).select_from(rows).scalar_subquery()
+        return sa.select(count, *rows.c).suffix_with(f"LIMIT {MAX_TOLD + 1}")
 
     def _compiled(self, element: ClauseElement, binds: Binds, fetches: bool) -> Statement:
         compiled: Any = element.compile(dialect=self._dialect)
