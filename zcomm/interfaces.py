@@ -456,7 +456,9 @@ class Permissions(Protocol):
     """The rights of identities. They are checked for each command and each broadcast, on the server.
 
     One that restricts fields as well has a method ``fields(identity, model)``, which returns :class:`FieldRights`;
-    :func:`field_rights` asks it.
+    :func:`field_rights` asks it. One that knows which fields of a model :meth:`rows` may name, for whomever, says so
+    with a method ``row_fields(model)``, which returns their names; of the rows of a change no others are read then
+    (:func:`row_fields`).
     """
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
