@@ -24,8 +24,9 @@ const OPTIONS = {
   ],
 };
 
-export function launch() {
-  return chromium.launch(OPTIONS);
+/** With further `switches` on its command line. */
+export function launch(switches = []) {
+  return chromium.launch({ ...OPTIONS, args: [...OPTIONS.args, ...switches] });
 }
 
 /** A browser whose profile, with history and all, is kept in `directory`. */

@@ -64,6 +64,11 @@ def test_demo_page(tmp_path: Path) -> None:
     run_in_chromium("page.test.mjs", tmp_path)
 
 
+def test_foreign_pages(tmp_path: Path) -> None:
+    """What a stranger's page can send runs no command over HTTP, without authentication too; the server's own does."""
+    run_in_chromium("foreign.test.mjs", tmp_path)
+
+
 def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
     """Data as others have it: the page keeps every character and digit, shows it in place, and to its owner only; names
     that every object has are names (B41)."""

@@ -1,4 +1,4 @@
-"""``zcomm url`` and ``zcomm call`` against a server in a process of its own."""
+"""``zcomm url``, ``zcomm call`` and ``zcomm publish`` against a server in a process of its own."""
 
 from __future__ import annotations
 
@@ -211,6 +211,17 @@ def test_call_with_a_token_of_ones_own(server: RunningServer, tmp_path: Path):
     assert missing.returncode == 1 and "--token-file" in missing.stderr
 
 
+def test_call_from_a_job(server: RunningServer, tmp_path: Path):
+    """With an address and a token in the environment, by an account that has nothing of the server's; a file of a token
+    counts before it."""
+    (tmp_path / "bad").write_text("zc_wrong_secret\n")
+    where = ("call", "ping", "--url", server.url)
+    assert zcomm(tmp_path, *where, ZCOMM_TOKEN=f" {server.token}\n").stdout == '"ping"\n'
+    for words, environ in ((where, {"ZCOMM_TOKEN": "wrong"}), ((*where, "--token-file", str(tmp_path / "bad")), {})):
+        refused = zcomm(tmp_path, *words, **{"ZCOMM_TOKEN": server.token, **environ})
+        assert refused.returncode == 1 and "1008: Invalid token" in refused.stderr
+
+
 def test_call_without_authentication(running_server: Callable[..., RunningServer]):
     """No token is needed, and none is read."""
     server = running_server("--no-auth")
@@ -222,6 +233,11 @@ def test_call_without_authentication(running_server: Callable[..., RunningServer
     ("words", "reason"),
     [
         (["ping", "{not json"], "is not JSON"),
+        (["ping", "hello there"], """a text needs double quotes of its own: '"hello there"'\n"""),
+        (["ping", "{'a': 1}"], "names and texts are in double quotes"),
+        (["ping", "NaN"], "there is no NaN in JSON"),
+        (["ping", ""], "'' is not JSON"),
+        (["ping", "[" * 100_000], "is not JSON"),
         (["ping", "--url", "http://127.0.0.1:1"], "not a WebSocket address"),
         (["ping", "--url", "ws://127.0.0.1:1"], "ws://127.0.0.1:1"),
         (["ping", "--timeout", "soon"], "--timeout"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.containers import contained
@@ -397,6 +399,22 @@ def test_contact_a_container(serve: Callable[..., RunningServer]):
         server = serve(contained(["bash", "-c", command]))
         server.wait_for_log(r"\] ready")
         server.kill()
+
+
+@runs("operations-call", "operations-call-python")
+def test_commands_from_scripts(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """curl and Python's own library get the rows; what is wrong is told in the body."""
+    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
+    server.wait_for_log(r"\] ready")
+    text = block("operations-call").text.replace(":56891", f":{server.port}")
+    assert "result" in json.loads(shell(text, server.home))
+    space: dict[str, Any] = {}
+    exec(block("operations-call-python").text, space)
+    url = f"http://127.0.0.1:{server.port}/call"
+    assert space["call"]("ping", [1, 2], server.token, url) == [1, 2]
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        space["call"]("nothing", 1, server.token, url)
+    assert caught.value.code == 404 and json.load(caught.value)["code"] == "unknown_command"
 
 
 @runs("operations-health", "operations-metrics")

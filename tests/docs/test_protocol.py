@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields
 
 import pytest
-from support.docs_blocks import Block, blocks_of
+from support.docs_blocks import Block, block, blocks_of, runs
 from support.docs_exchange import parse_exchange, play, same
 from support.rawclient import BlockingRawClient
 from support.serverprocess import CHECKOUT, RunningServer
@@ -27,14 +27,14 @@ def section(title: str) -> str:
 
 def test_the_whole_page_as_one_story(example_server: RunningServer):
     """Each block in turn, on one database; a block that deviates is named with its line."""
-    for block in EXCHANGES:
+    for exchange in EXCHANGES:
         try:
             play(
-                parse_exchange(block.text),
+                parse_exchange(exchange.text),
                 lambda: BlockingRawClient(example_server.port, token=example_server.token),
             )
         except AssertionError as error:
-            pytest.fail(f"{block}\n{error}", pytrace=False)
+            pytest.fail(f"{exchange}\n{error}", pytrace=False)
 
 
 @pytest.mark.parametrize(("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True)))
@@ -49,6 +49,23 @@ def test_handshakes(example_server: RunningServer, request_block: Block, respons
     assert f"HTTP/1.1 {response.status} {response.phrase}" == status_line
     expected = sorted(tuple(re.split(r": ?", line, maxsplit=1)) for line in headers)
     assert sorted(response.headers) == expected
+
+
+@runs("protocol-call", "protocol-call-answer")
+def test_a_command_over_http(example_server: RunningServer):
+    """The request, with the server's own port and token, gets exactly the answer shown."""
+    head, _, body = block("protocol-call").text.strip().partition("\n\n")
+    head = head.replace("TOKEN", example_server.token).replace(":56891", f":{example_server.port}")
+    with BlockingRawClient(
+        example_server.port, f"{head}\n\n".replace("\n", "\r\n").encode("ascii") + body.encode("ascii")
+    ) as client:
+        response = client.next()
+        client.wait_ended()
+        rest = client.reader.rest.decode("ascii")
+    status_line, *headers = block("protocol-call-answer").text.strip().splitlines()[:-2]
+    assert f"HTTP/1.1 {response.status} {response.phrase}" == status_line
+    assert [f"{name}: {value}" for name, value in response.headers] == headers
+    assert rest == block("protocol-call-answer").text.strip().splitlines()[-1]
 
 
 def test_every_error_code_is_in_the_table():

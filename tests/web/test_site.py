@@ -163,8 +163,6 @@ async def test_nothing_else_is_to_be_had(sited: Served):
             "/admin/index.html",
             "/demo/index.html",
             "/demo/x",
-            "/call",
-            "/publish",
             "/health/",
         ):
             with row(path[:60]):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import ssl
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +53,20 @@ def test_a_client_that_trusts_it_is_served(secure):
     """Commands, large ones too, and an URL that says wss."""
     server, context = secure
     assert server.url.startswith("wss://") and served(server, context)
+
+
+def test_commands_over_https(secure):
+    """Posted, small and large, and answered whole."""
+    server, context = secure
+    for size in (1, 900_000):
+        body = json.dumps({"zKey": "ping", "zHorizontal": "x" * size}).encode()
+        headers = {"Authorization": f"Bearer {server.token}", "Content-Type": "application/json"}
+        posted = urllib.request.Request(f"https://127.0.0.1:{server.port}/call", body, headers)
+        with urllib.request.urlopen(posted, timeout=DEADLINE, context=context) as response:
+            assert json.load(response) == {"result": "x" * size}
+        posted.add_header("Authorization", "Bearer wrong")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(posted, timeout=DEADLINE, context=context)
 
 
 @pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])

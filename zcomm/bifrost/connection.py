@@ -212,7 +212,7 @@ class ServerState:
         if self.broadcast == "none" or outcome.repeated or not (outcome.changed or self.broadcast == "all"):
             return
         # A sender that has left meanwhile is no longer among those the engine counts.
-        if self.engine.clients <= (sender.transport is not None):
+        if self.engine.clients <= sender.is_lasting:
             return
         try:
             audience = outcome.audience
@@ -251,6 +251,7 @@ class Connection(metaclass=HookRefusing):
 
     :ivar transport: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
         the client is gone.
+    :ivar id: its number at the server; 0 for a call over HTTP, which is nobody's connection.
     """
 
     #: Takes one binary message; a method of subclasses, which must not raise either. As long as there is none, a
@@ -309,6 +310,11 @@ class Connection(metaclass=HookRefusing):
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it can be told more than the answers to what it asks: it is connected, and no call over HTTP."""
+        return self.id > 0 and self.transport is not None
 
     @property
     def place(self) -> str:

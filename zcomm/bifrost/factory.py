@@ -21,10 +21,10 @@ from zcomm.auth.policy import is_operator
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState, Transport
-from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.pending import HttpResponder, Outsiders, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
-from zcomm.bifrost.registry import user_of
+from zcomm.bifrost.registry import Registry, user_of
 from zcomm.bifrost.session import REFUSED
 from zcomm.config import SPARE_FILES, Limits, file_limit
 from zcomm.errors import HandshakeRefused
@@ -139,6 +139,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.admission = admission
         self.state = state
         self.registry = broadcaster.registry
+        #: Those who call over HTTP. They count as connections, and hear of nothing.
+        self.callers: Registry[Connection] = Registry()
         self.clock = clock
         self.batch = batch
         self.entrance = Entrance(partial(clock.callLater, 0))
@@ -324,14 +326,15 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         """
         # The last are for who runs the server, so that no crowd of users keeps it from looking what they do.
         kept = 0 if identity is None or is_operator(identity) else self._kept_places
-        return len(self.registry.members) >= self.limits.connections - kept
+        return len(self.registry.members) + len(self.callers.members) >= self.limits.connections - kept
 
     def check_user_limit(self, identity: Identity, peer: str) -> None:
         """Let a user have a connection more.
 
         :raises HandshakeRefused: when it has as many as one user may have.
         """
-        if self.registry.connections_of(user_of(identity, peer)) >= self._places_of_user:
+        user = user_of(identity, peer)
+        if self.registry.connections_of(user) + self.callers.connections_of(user) >= self._places_of_user:
             # It passes, as soon as one of them has ended.
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 
@@ -357,6 +360,23 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             self.outsiders.add(channel, connection.peer)
         self.admission.give_back(connection.identity)
         connection.lost()
+
+    def called(self, channel: Channel, transport: Transport, identity: Identity, head: Head) -> Connection:
+        """Somebody calls over HTTP.
+
+        :param transport: carries the answer.
+        """
+        self.outsiders.remove(channel)
+        origin = head.text(b"origin") or None
+        caller = self._connection(transport, self.state, identity, channel.peer or "", 0, head.text(b"host"), origin)
+        self.callers.add(caller)
+        return caller
+
+    def call_over(self, caller: Connection) -> None:
+        """A call over HTTP has ended, however it did."""
+        self.callers.remove(caller)
+        self.admission.give_back(caller.identity)
+        caller.lost()
 
     def gone(self, channel: Channel) -> None:
         """A TCP connection has ended."""

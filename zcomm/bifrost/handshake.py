@@ -20,6 +20,7 @@ __all__ = [
     "SUBPROTOCOL",
     "Head",
     "HttpRefusal",
+    "TAKES_POST",
     "Upgrade",
     "accept_response",
     "bearer_tokens",
@@ -56,7 +57,10 @@ _TOKEN = re.compile(_TOKEN_BYTES + rb"\Z")
 #: Header lines, each behind its line end: a token, a colon, and no control byte but the tab. A line that starts
 #: with a blank is obsolete folding, one without a colon is no header.
 _HEADERS = re.compile(rb"(?:\r\n" + _TOKEN_BYTES + rb":[\t\x20-\x7e\x80-\xff]*)*\Z")
+#: The paths that take a POST, and nothing else.
+TAKES_POST = frozenset({"/call", "/publish"})
 _TARGET = re.compile(rb"[!-\"$-~]+\Z")
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 _KNOWN_METHOD = re.compile(rb"[A-Z]{1,16}\Z")
 #: Headers whose second copy would make a request mean two things.
 _SINGLE = frozenset(
@@ -143,9 +147,9 @@ def plausible_start(data: bytes) -> bool:
 def parse_head(data: bytes, max_headers: int = 100) -> Head:
     """Read a request head, without its closing empty line.
 
-    :raises HttpRefusal: 400 for anything malformed, 405 for a method other than GET and HEAD,
-        431 for more than ``max_headers`` headers, 505 for an HTTP version other than 1.1; but 1.0, as health checks of
-        proxies speak it, will do for what is no WebSocket.
+    :raises HttpRefusal: 400 for anything malformed, 405 for a method other than GET and HEAD, or than POST where that
+        is what the path takes, 431 for more than ``max_headers`` headers, 505 for an HTTP version other than 1.1; but
+        1.0, as health checks of proxies speak it, will do for what is no WebSocket.
     """
     if data.count(b"\r\n") > max_headers:
         raise HttpRefusal(431)
@@ -159,8 +163,9 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
         raise HttpRefusal(505 if version.startswith(b"HTTP/") else 400)
     if not _TARGET.match(target) or b"#" in target:
         raise HttpRefusal(400)
-    if method not in (b"GET", b"HEAD"):
-        raise HttpRefusal(405, (("Allow", "GET, HEAD"),))
+    takes_post = target.partition(b"?")[0].decode("ascii") in TAKES_POST
+    if method not in ((b"POST",) if takes_post else (b"GET", b"HEAD")):
+        raise HttpRefusal(405, (("Allow", "POST" if takes_post else "GET, HEAD"),))
     if not _HEADERS.match(data, len(lines[0])):
         raise HttpRefusal(400)
     headers: dict[bytes, bytes] = {}
@@ -174,7 +179,11 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
             raise HttpRefusal(400)
         else:
             headers[name] += b"," + value
-    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+    length = headers.get(b"content-length", b"0")
+    if takes_post:
+        if not _LENGTH.match(length) or (b"transfer-encoding" in headers and b"content-length" in headers):
+            raise HttpRefusal(400)
+    elif b"transfer-encoding" in headers or length != b"0":
         # A GET with a body is a smuggling attempt or a mistake: nothing here reads bodies.
         raise HttpRefusal(400)
     host = headers.get(b"host", b"")

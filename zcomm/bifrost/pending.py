@@ -59,6 +59,10 @@ class Exchange(Protocol):
     def receive(self, data: bytes) -> None:
         """Take bytes from the peer."""
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether all is said, and only has to be taken."""
+
     def lost(self) -> None:
         """The connection has ended. Called once, also where it never began."""
 
@@ -572,13 +576,18 @@ class HandshakeSession:
 
     def _serve(self, head: Head) -> None:
         pages = self._server.pages
+        is_post = head.method == "POST"
         if pages is None:
-            raise HttpRefusal(426, (("Upgrade", "websocket"),))
+            raise HttpRefusal(405, (("Allow", "GET"),)) if is_post else HttpRefusal(426, (("Upgrade", "websocket"),))
         client = self._client
         self.state = HandshakeState.DECIDING
         self._deciding = answer = maybeDeferred(pages, head, client.peer, client.is_local, client.local_address)
         answer.addErrback(self._server.unexpected)
         answer.addCallback(self._answer)
+        if is_post and not answer.called:
+            # As a WebSocket does: tokens wait by another rule, and nothing is read before it is known whose this is.
+            client.leave_place()
+            client.pause_for_admission()
 
     def _answer(self, response: bytes | Exchange | None) -> None:
         if response is None or isinstance(response, bytes):

@@ -25,6 +25,8 @@ __all__ = ["KINDS", "OpenPrompts", "Prompt"]
 KINDS = ("text", "password", "choice", "confirm", "form")
 MAX_LENGTH = 10_000
 
+_NOBODY = "This command asks the person at the client something, and over HTTP there is none: call it on a WebSocket"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -219,8 +221,9 @@ class OpenPrompts:
             self._close(number, "cancelled")
 
         answer: Deferred[Any] = Deferred(cancelled)
-        if client.transport is None:
-            answer.errback(Unavailable("The client has left"))
+        if not client.is_lasting:
+            left = client.transport is None
+            answer.errback(Unavailable("The client has left") if left else Invalid(_NOBODY))
             return answer
         # First, as it fails for what JSON has no form for: a prompt that nobody sees would stay open.
         payload = encode_text({"event": "ask", "askId": number, "prompt": prompt.as_dict(), "timeout": timeout})

@@ -15,6 +15,7 @@ from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import Exchange, HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, SMALL, Session
+from zcomm.budget.account import Account
 from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -210,6 +211,17 @@ class BifrostProtocol(FrameProtocol):
         self.transport.write(response)
         self.transport.loseConnection()
 
+    def belongs_to(self, account: Account) -> None:
+        """Charge what the exchange takes to read to the account of its user from now on."""
+        self._incoming.belongs_to(account)
+
+    def read_on(self, is_wanted: bool) -> None:
+        """Read what follows, or nothing for now."""
+        if is_wanted:
+            self._incoming.resume(ADMISSION)
+        else:
+            self._incoming.pause(ADMISSION)
+
     def handed_over(self, exchange: Exchange, early: bytes) -> None:
         """Let ``exchange`` go on; its place is for the next."""
         self._handshake = None
@@ -389,6 +401,8 @@ class BifrostProtocol(FrameProtocol):
     @property
     def is_closing(self) -> bool:
         """Whether a goodbye has been said that is not answered, or not flushed."""
+        if self._exchange is not None:
+            return self._exchange.is_closing
         return bool(self.state == CLOSING)
 
     def forked(self) -> None:

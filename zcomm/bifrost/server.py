@@ -298,7 +298,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         The close code is 1008 where a new connection would not be let in: those of a page that is not allowed, and of a
         token that proves nobody any more. Otherwise it is 1013, with which a client comes back, to the rights of now.
         """
-        chosen = [client for client in self.registry if refused(client)]
+        chosen = [client for client in (*self.registry, *self.factory.callers) if refused(client)]
         for client in chosen:
             final = reason == INVALID_ORIGIN or not self.factory.admission.would_admit(client.identity)
             client.close(CloseCode.POLICY_VIOLATION if final else CloseCode.TRY_AGAIN_LATER, reason)
@@ -462,7 +462,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         return ended
 
     def _dismiss(self) -> Deferred[None]:
-        for client in self.registry:
+        for client in (*self.registry, *self.factory.callers):
             try:
                 client.close(CloseCode.GOING_AWAY, "Server is shutting down")
             except Exception:
@@ -497,7 +497,8 @@ class zBifrost(Service, metaclass=HookRefusing):
         still_valid = getattr(self._checker, "still_valid", None)
         if still_valid is None:
             return
-        verdicts = {identity: still_valid(identity) for identity in self.registry.identities}
+        identities = {*self.registry.identities, *self.factory.callers.identities}
+        verdicts = {identity: still_valid(identity) for identity in identities}
         if not all(verdicts.values()):
             self.close_clients(lambda client: not verdicts.get(client.identity, True))
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": ("doctor", "what is wrong with the local servers on this machine"),
     "url": ("client", "print the link to the running server's page, good for one sign-in within ten minutes"),
     "call": ("client", "send one command to a running server and print its result"),
+    "publish": ("client", "send one message to the subscribers of a topic"),
 }
 
 

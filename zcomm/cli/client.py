@@ -1,4 +1,4 @@
-"""``zcomm url`` and ``zcomm call``: a running server's page, and a command to it."""
+"""``zcomm url``, ``zcomm call`` and ``zcomm publish``: a running server's page, a command to it, a message to many."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.error import ConnectError
 
@@ -19,7 +20,7 @@ from zcomm.errors import CommandError, ConfigError
 from zcomm.runtime.runfile import disbelieved, running_servers
 from zcomm.text import redact_url
 
-__all__ = ["declare_call", "declare_url"]
+__all__ = ["declare_call", "declare_publish", "declare_url"]
 
 NO_SERVER = "zcomm: no server runs on this data directory; start one with: twistd -n zcomm, or name another --data-dir"
 
@@ -51,13 +52,35 @@ def declare_call(call: argparse.ArgumentParser) -> None:
     )
     call.add_argument("key", metavar="COMMAND", help="the zKey, or a string form such as zLink(/admin/users)")
     call.add_argument("horizontal", metavar="JSON", nargs="?", help="the zHorizontal; without it the key stands for it")
-    call.add_argument("--url", help="the server's WebSocket address [the one that runs on the data directory]")
-    call.add_argument(
-        "--token-file", metavar="FILE", help="a file that holds the token [the operator's, of the data directory]"
-    )
-    call.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait [30]")
-    call.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
+    _declare_server(call)
     call.set_defaults(run=send_call)
+
+
+def declare_publish(publish: argparse.ArgumentParser) -> None:
+    """Declare ``zcomm publish``."""
+    publish.description = (
+        "Send one message to all who have subscribed to a topic. Exit status 1 when the server answers with an error. "
+        'Examples: zcomm publish room:1 \'{"text": "hi"}\'; zcomm publish status \'"all is well"\'.'
+    )
+    publish.add_argument("topic", metavar="TOPIC", help="the name of the topic")
+    publish.add_argument("data", metavar="JSON", help="the message, any JSON value")
+    publish.add_argument("--key", help="makes it safe to repeat: the same message with the same key is sent once")
+    publish.add_argument("--json", action="store_true", help="print the server's answer for programs")
+    _declare_server(publish)
+    publish.set_defaults(run=send_publish)
+
+
+def _declare_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="the server's WebSocket address [the one that runs on the data directory]")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a file that holds the token [ZCOMM_TOKEN, else the operator's, of the data directory]",
+    )
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait [30]")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]"
+    )
 
 
 def print_url(args: argparse.Namespace) -> int:
@@ -85,9 +108,27 @@ def print_url(args: argparse.Namespace) -> int:
 
 def send_call(args: argparse.Namespace) -> int:
     """Send one command; its result goes to standard output, what went wrong to standard error."""
+    return _send(args, *_command(args), lambda result: json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def send_publish(args: argparse.Namespace) -> int:
+    """Publish one message; where it is goes to standard output, what went wrong to standard error."""
+    message = {"topic": args.topic, "data": _from_json(args.data)}
+    if args.key is not None:
+        message["_idempotencyKey"] = args.key
+
+    def told(result: Any) -> str:
+        if args.json:
+            return json.dumps(result, ensure_ascii=False)
+        offset = result.get("offset")
+        return f"published to {args.topic}" + ("" if offset is None else f": message {offset}")
+
+    return _send(args, "zPublish", message, told)
+
+
+def _send(args: argparse.Namespace, key: str, horizontal: Any, shown: Callable[[Any], str]) -> int:
     from zcomm.client.threaded import connect
 
-    key, horizontal = _command(args)
     url, token = args.url, None
     running = None if url else _running(args)
     if running is not None:
@@ -98,6 +139,8 @@ def send_call(args: argparse.Namespace) -> int:
         return 1
     if args.token_file:
         token = read_text(Path(args.token_file), "--token-file").strip()
+    elif os.environ.get("ZCOMM_TOKEN", "").strip():
+        token = os.environ["ZCOMM_TOKEN"].strip()
     elif running is None or running["auth"]:
         token = OperatorCredentials.load(operator_path(data_directory(os.environ, args.data_dir))).token
     try:
@@ -111,7 +154,7 @@ def send_call(args: argparse.Namespace) -> int:
     except (ConnectError, ValueError) as error:
         print(f"zcomm: {redact_url(url)}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    print(shown(result))
     return 0
 
 
@@ -152,7 +195,25 @@ def _command(args: argparse.Namespace) -> tuple[str, Any]:
     """The key and the horizontal; of a form such as ``zFunc(total)``, the key is what stands before the parenthesis."""
     if args.horizontal is None:
         return args.key.partition("(")[0], args.key
+    return args.key, _from_json(args.horizontal)
+
+
+def _from_json(text: str) -> Any:
+    """The value of an argument.
+
+    :raises ConfigError: for what is no JSON, with what to write instead.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"there is no {constant} in JSON")
+
     try:
-        return args.key, json.loads(args.horizontal)
-    except ValueError as error:
-        raise ConfigError("JSON", f"{args.horizontal!r} is not JSON: {error}") from None
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
+        hint = ""
+        if text and not set(text) & set("{}[]\"':\\\n"):
+            hint = f"; a text needs double quotes of its own: {shlex.quote(json.dumps(text, ensure_ascii=False))[:80]}"
+        elif "'" in text:
+            hint = "; names and texts are in double quotes, and single ones are around all of it, for the shell"
+        raise ConfigError("JSON", f"{shown!r} is not JSON: {error}{hint}") from None

@@ -41,6 +41,11 @@ class Sender:
     def receive(self, data: bytes) -> None:
         """Take no notice of what still comes: there is one request in a connection."""
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether all is said, and only has to be taken."""
+        return self._is_ended
+
     def lost(self) -> None:
         """Forget the connection, which is gone."""
         channel, self._channel = self._channel, None

@@ -46,7 +46,7 @@ class _Numbers:
             "zcomm_handshakes_waiting", "Connections that wait for a place", factory.pending.waiting
         )
         running = queued = 0
-        for client in factory.registry:
+        for client in (*factory.registry, *factory.callers):
             running += client.running
             if client.transport is not None:
                 queued += client.transport.queued

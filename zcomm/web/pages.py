@@ -25,6 +25,7 @@ from zcomm.interfaces import ANONYMOUS
 from zcomm.origin import is_loopback, parse_host
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
+from zcomm.web.calls import Calls
 from zcomm.web.content import Content, has_it, type_header
 from zcomm.web.exchange import Download
 from zcomm.web.metrics import metrics_of
@@ -114,12 +115,15 @@ class WebPages:
     def __init__(self, health: Callable[[zBifrost], Deferred[dict[str, Any]]], site: Site | None = None):
         self._health = health
         self._site = site
+        self._calls = Calls()
         self._failures = Throttle(time.monotonic)
 
     def __call__(
         self, bifrost: zBifrost, head: Head, peer: str, is_local: bool, local_address: str
     ) -> Deferred[bytes | Exchange]:
         """Fires with the whole response of ``bifrost`` to ``head``, or with what sends it."""
+        if head.method == "POST":
+            return self._calls(bifrost, head, peer, is_local, local_address)
         # The rule that keeps rebound names from the WebSocket. No browser leaves the name out.
         host = head.text(b"host")
         if host and not bifrost.factory.admission.knows_host(host, local_address):

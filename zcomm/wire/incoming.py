@@ -390,6 +390,11 @@ class Incoming:
         elif self._rules.is_open:
             self._next = receiver
 
+    def belongs_to(self, account: Account) -> None:
+        """Charge what is read from now on to ``account``: who it is is known, and no frames will come."""
+        self._account = account
+        read_pieces_below(self._transport, PIECE)
+
     def dismiss(self) -> None:
         """Answer nothing any more; a goodbye may still come."""
         self._receiver = self._next = None
