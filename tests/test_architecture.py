@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "auth",
         "engines",
         "network",
+        "topics",
         "wire",
         "services.declaration",
         "services.restart_policy",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
@@ -33,12 +33,14 @@ from zcomm.host import Host, HostCrud, HostDispatcher, HostPermissions
 from zcomm.host.line import Runner
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
-from zcomm.interfaces import Broadcast, Client, IEngine
+from zcomm.interfaces import Broadcast, Client, IEngine, Position
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import DirectoryLock
 from zcomm.runtime.process import keep_from_children
 from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
+from zcomm.topics.kinds import Kind
+from zcomm.topics.topics import Topics
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
 from zcomm.web.site import Site
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from zcomm.services.manager import ServiceManager
 
 __all__ = ["announce", "zComm"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Seconds beyond the shutdown timeout after which a part that has not stopped is left as it is: a server ends its
 #: connections at that timeout, data may have a statement under way.
@@ -102,6 +106,7 @@ class zComm(MultiService):
         Deferreds on the reactor's thread when it is left out.
     :ivar program: functions, pages, files and permissions of its servers.
     :ivar engine: carries changes from each of its servers to the clients of all.
+    :ivar topics: what clients subscribe to, at all of its servers.
     :ivar websockets: the servers made so far.
     :raises ValueError: for a host that is ``None`` or has no session.
     :raises ConfigError: for a setting that cannot be used.
@@ -128,13 +133,17 @@ class zComm(MultiService):
         self._environ = os.environ if environ is None else environ
         self._given = config
         self._in_loop = in_loop
-        self.engine: IEngine = MemoryEngine()
-        self.engine.setServiceParent(self)
         config = self.config
+        # Its time becomes another further below.
+        self.engine: IEngine = MemoryEngine(config.websocket.limits.history_memory, lambda: reactor.seconds())
+        self.engine.setServiceParent(self)
         # The environment may be one that cannot be used when the end has come.
         self._shutdown_timeout = config.websocket.limits.shutdown_timeout
         self.program = Program(config, reactor, zcli.schema if isinstance(zcli, Host) else None, zcli)
         self.program.setServiceParent(self)
+        self.topics = Topics(self.engine, reactor, config.websocket.limits, self.program.budgets)
+        if config.topics is not None:
+            self.topics.read_file(config.topics)
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
         self.websockets: list[zBifrost] = []
@@ -196,6 +205,7 @@ class zComm(MultiService):
             reactor=self.reactor,
             engine=self.engine,
             budgets=self.program.budgets,
+            topics=self.topics,
             connection=connection,
             pages=self._pages() if config.web else None,
         )
@@ -222,7 +232,8 @@ class zComm(MultiService):
             files=program.files,
             in_loop=None if self._in_loop is None else partial(self._in_loop, bifrost),
         )
-        dispatcher.reserve(Description.KEY, program.description(self._known_schema, bifrost.config.limits).respond)
+        told = program.description(self._known_schema, bifrost.config.limits, partial(self.topics.granted, permissions))
+        dispatcher.reserve(Description.KEY, told.respond)
         if isinstance(self.zcli, Host):
             bifrost.serve_data(walker, self.zcli.crud(permissions, bifrost.is_heard))
         else:
@@ -372,6 +383,58 @@ class zComm(MultiService):
         :returns: how many connections are ended.
         """
         return sum(bifrost.close_clients(lambda client: client.identity.name == user) for bifrost in self.websockets)
+
+    # -- topics
+
+    def topic(
+        self,
+        pattern: str,
+        *,
+        history: int = 0,
+        keep: float = 3600.0,
+        presence: bool = False,
+        publish: str = "subscribers",
+        personal: bool = False,
+    ) -> Kind:
+        """Declare a kind of topics; see :meth:`zcomm.topics.topics.Topics.topic`."""
+        return self.topics.topic(
+            pattern, history=history, keep=keep, presence=presence, publish=publish, personal=personal
+        )
+
+    def on_presence(self, pattern: str) -> Callable[[F], F]:
+        """Hear of those who come into topics and go; see :meth:`zcomm.topics.topics.Topics.on_presence`."""
+        return self.topics.on_presence(pattern)
+
+    def publish(self, topic: str, data: Any, key: str | None = None) -> Deferred[Position | None]:
+        """Publish a message to a topic, in the program's name; a Deferred of its position, which is ``None`` for a
+        topic that keeps no history. See :meth:`zcomm.topics.topics.Topics.publish`."""
+        return self.topics.publish(topic, data, key)
+
+    def history(
+        self,
+        topic: str,
+        *,
+        since: Position | None = None,
+        before: Position | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+    ) -> Deferred[dict[str, Any]]:
+        """A Deferred of messages that a topic keeps; see :meth:`zcomm.topics.topics.Topics.history`."""
+        return self.topics.history(topic, since=since, before=before, limit=limit, reverse=reverse)
+
+    def members(self, topic: str) -> Deferred[dict[str, Any]]:
+        """A Deferred of who is in a topic; see :meth:`zcomm.topics.topics.Topics.members`."""
+        return self.topics.members(topic)
+
+    def subscribe(self, topic: str, to: str) -> Deferred[int]:
+        """Subscribe the connections that the user ``to`` has now; a Deferred of how many come in. See
+        :meth:`zcomm.topics.topics.Topics.subscribe`."""
+        return self.topics.subscribe(topic, to)
+
+    def unsubscribe(self, topic: str, to: str | None = None) -> int:
+        """End the subscriptions of the user ``to``, or of everybody; returns how many. See
+        :meth:`zcomm.topics.topics.Topics.unsubscribe`."""
+        return self.topics.unsubscribe(topic, to)
 
     # -- local services
 

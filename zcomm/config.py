@@ -133,6 +133,11 @@ class Limits:
         32 * 1024 * 1024, "bytes of all users' results on their way, half of them one user's", 1024 * 1024
     )
     broadcast_rate: float = _limit(512 * 1024.0, "bytes a second that one user's commands tell others in full", 1024)
+    topics_per_client: int = _limit(128, "topics that one client is subscribed to")
+    publish_rate: float = _limit(100.0, "messages a second that one client publishes to topics, twice as many at once")
+    history_memory: int = _limit(
+        256 * 1024 * 1024, "bytes of the messages that topics keep, a quarter of them one user's", 1024 * 1024
+    )
     shutdown_timeout: float = _limit(5.0, "seconds for clients to leave at shutdown", 0)
 
     def __post_init__(self) -> None:
@@ -544,6 +549,7 @@ class Config:
     :ivar functions: Python modules whose registered functions zFunc may call.
     :ivar files: the only directory zOpen may read.
     :ivar policy: the permission file.
+    :ivar topics: the file of the kinds of topics; without one, and where the program declares none, every name is one.
     :ivar services: services to start with the server.
     :ivar declarations: YAML files that declare further services.
     :ivar threads: how many plain functions and commands run at once, each in a worker thread.
@@ -557,6 +563,7 @@ class Config:
     functions: tuple[str, ...] = ()
     files: Path | None = None
     policy: Path | None = None
+    topics: Path | None = None
     services: tuple[str, ...] = ()
     declarations: tuple[Path, ...] = ()
     threads: int = DEFAULT_THREADS

@@ -7,7 +7,7 @@ zComm itself passes around is a value or a typing protocol.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from math import isfinite
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from zcomm.peers import block_of
@@ -24,6 +25,7 @@ __all__ = [
     "ANONYMOUS",
     "Audience",
     "Broadcast",
+    "Change",
     "Client",
     "EVERYBODY",
     "FieldRights",
@@ -34,14 +36,20 @@ __all__ = [
     "IHostUsers",
     "IWalker",
     "Identity",
+    "Kept",
+    "KeptMessage",
     "Listener",
     "MAX_REQUEST_ID",
     "MIN_REQUEST_ID",
+    "Members",
     "NO_FIELD_RIGHTS",
     "Outcome",
     "Permissions",
+    "Position",
     "RIGHTS",
     "Request",
+    "Slice",
+    "TopicListener",
     "Rows",
     "field_rights",
     "owner_of",
@@ -59,6 +67,7 @@ RIGHTS = {
     "file": ("open",),
     "page": ("visit",),
     "admin": ("use",),
+    "topic": ("subscribe", "publish", "presence", "history"),
 }
 
 
@@ -224,8 +233,8 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``Audience("model", "Notes", {"owner": "ann"})`` those who may read that row. It cannot be changed, and comes back
     from its JSON as it was. Two are equal, and have one hash, where their JSON is the same.
 
-    :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file``, ``page`` or ``admin``, for those who
-        may read, call, use, open, visit or use it.
+    :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file``, ``page``, ``admin`` or ``topic``, for
+        those who may read, call, use, open, visit, use or subscribe to it.
     :ivar name: which one; empty for everybody.
     :ivar row: of a model, the values of the row that the result tells of, in their JSON form, as a mapping that cannot
         be changed; who may read some rows only hears of it where it is one of them. ``None`` for a result that tells
@@ -236,7 +245,7 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         of 64 bits, ``bool`` or ``None``. Subclasses of these types are refused as well, for JSON does not keep them.
     """
 
-    kind: Literal["everybody", "model", "function", "command", "file", "page", "admin"] = "everybody"
+    kind: Literal["everybody", "model", "function", "command", "file", "page", "admin", "topic"] = "everybody"
     name: str = ""
     row: Mapping[str, str | int | float | bool | None] | None = None
     rows: Rows | None = None
@@ -416,6 +425,95 @@ class Broadcast(msgspec.Struct, frozen=True):
     is_notice: bool = False
 
 
+class Position(NamedTuple):
+    """A place among the messages of a topic.
+
+    :ivar epoch: the numbering; where it is another one, offsets do not compare.
+    :ivar offset: the number of the last message before it; 0 before the first.
+    """
+
+    epoch: str
+    offset: int
+
+
+class Kept(NamedTuple):
+    """The messages that a topic keeps: so many, and for so many seconds after the last."""
+
+    messages: int
+    seconds: float
+
+
+class KeptMessage(NamedTuple):
+    """A message of a topic.
+
+    :ivar fragment: the inside of its JSON: ``"data":…,"from":…``.
+    :ivar origin: the connection that has published it (:attr:`Change.connection`); empty where none has.
+    """
+
+    offset: int
+    fragment: bytes
+    origin: str
+
+
+class Slice(NamedTuple):
+    """Some of the messages of a topic.
+
+    :ivar position: behind the newest message there is.
+    :ivar reason: why there are none; empty where they are all that was asked for.
+    :ivar more: whether there are more than were asked for.
+    """
+
+    position: Position
+    messages: Sequence[KeptMessage] = ()
+    reason: str = ""
+    more: bool = False
+
+
+class Change(NamedTuple):
+    """A connection that has come into a topic, has left it, or says something else of itself.
+
+    :ivar version: of the topic's presence after it.
+    :ivar connection: its id, unique in all processes.
+    :ivar state: what it says of itself, as JSON; ``None`` where it has left.
+    :ivar before: how many connections its user had there before.
+    :ivar is_named: whether it is among those that are named.
+    """
+
+    version: int
+    connection: str
+    user: str
+    state: bytes | None
+    before: int
+    is_named: bool = True
+
+
+class Members(NamedTuple):
+    """The members of a topic.
+
+    :ivar version: counts the changes.
+    :ivar members: states as JSON, by user and connection; ``None`` where they are too many.
+    """
+
+    version: int
+    users: int
+    connections: int
+    members: dict[str, dict[str, bytes]] | None
+
+
+class TopicListener(Protocol):
+    """A node, as an engine sees it: what it has said that it listens to."""
+
+    def message(self, topic: str, position: Position | None, fragment: bytes, origin: str, teller: Any) -> None:
+        """Deliver a message. Those of a topic come in the order of their offsets.
+
+        :param position: ``None`` for a topic that keeps none.
+        :param teller: whose time it takes, where it was published in this process.
+        """
+
+    def presence(self, topic: str, change: Change, teller: Any) -> None:
+        """Note that somebody has come or gone, or says something else."""
+
+
 class Listener(Protocol):
     """A server, as an engine sees it."""
 
@@ -466,10 +564,12 @@ class Permissions(Protocol):
 
         :param action: by kind: ``create``, ``read``, ``update`` or ``delete`` rows of a ``model``; ``call`` a
             ``function``; ``use`` a ``command`` or what is for those who run the server (``admin``); ``open`` a
-            ``file``; ``visit`` a ``page``. An upsert asks for ``create`` and for ``update``, and takes both.
+            ``file``; ``visit`` a ``page``; ``subscribe`` to a ``topic``, ``publish`` to it, see its ``presence`` and
+            read its ``history``. An upsert asks for ``create`` and for ``update``, and takes both.
         :param kind: what ``name`` names.
         :param name: a model; a function by the name that clients call; the ``zKey`` of a command that the program
-            registered (``ping`` is always allowed); a file by its path; a page by its path; ``metrics`` of ``admin``.
+            registered (``ping`` is always allowed); a file by its path; a page by its path; ``metrics`` of ``admin``; a
+            topic.
         """
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
@@ -523,6 +623,83 @@ class IEngine(IService):
 
         :return: the number of clients of this process that it is for.
         """
+
+    node = Attribute("The id of this process among those that share the engine: the begin of ids of its connections.")
+
+    def deliver(listener: TopicListener) -> None:  # noqa: N805 (an interface has no self)
+        """Tell ``listener`` of the topics that it listens to."""
+
+    def listen(topic: str, kept: Kept | None) -> Deferred[Position | None]:  # noqa: N805 (an interface has no self)
+        """Deliver the messages and the presence of ``topic`` from now on. Each call is undone by one of
+        :meth:`unlisten`.
+
+        :return: a Deferred of the position behind its newest message; of ``None`` where none are kept.
+        """
+
+    def unlisten(topic: str) -> None:  # noqa: N805 (an interface has no self)
+        """Deliver ``topic`` no more."""
+
+    def publish(
+        topic: str,  # noqa: N805 (an interface has no self)
+        kept: Kept | None,
+        fragment: bytes,
+        author: str | None = None,
+        origin: str = "",
+        key: str | None = None,
+        digest: bytes = b"",
+        teller: Any = None,
+    ) -> Deferred[Position | None]:
+        """Publish a message.
+
+        :param kept: what the topic keeps; ``None`` for nothing.
+        :param fragment: the inside of its JSON.
+        :param author: the user who publishes; ``None`` for the program.
+        :param origin: the connection.
+        :param key: makes it safe to repeat: the same again, within five minutes, has no effect.
+        :param digest: of what is published, by which the same is known.
+        :param teller: handed on to the listener of this process.
+        :return: a Deferred of its position; of that which it had, where it is repeated; of ``None`` where none are
+            kept. It fails with :class:`~zcomm.errors.Conflict` for a key that was used for something else, and with
+            :class:`~zcomm.errors.Unavailable`.
+        """
+
+    def resume(topic: str, since: Position) -> Deferred[Slice]:  # noqa: N805 (an interface has no self)
+        """A Deferred of all messages after ``since``, or of none and the reason: ``epoch``, ``history_lost``,
+        ``too_old`` or ``too_many``."""
+
+    def read(
+        topic: str,  # noqa: N805 (an interface has no self)
+        since: Position | None,
+        before: Position | None,
+        limit: int,
+        reverse: bool,
+    ) -> Deferred[Slice]:
+        """A Deferred of up to ``limit`` messages after ``since`` and before ``before``, the oldest or, with
+        ``reverse``, the newest ones, in that order.
+
+        :param before: with an empty epoch, of whichever numbering.
+        """
+
+    def drop(topic: str) -> None:  # noqa: N805 (an interface has no self)
+        """Forget all messages of ``topic``; its numbering begins anew."""
+
+    def enter(
+        topic: str,  # noqa: N805 (an interface has no self)
+        connection: str,
+        user: str,
+        state: bytes,
+        teller: Any = None,
+    ) -> Deferred[None]:
+        """Let a connection into a topic, or take its new state; fires when everybody can know."""
+
+    def leave(topic: str, connection: str, teller: Any = None) -> None:  # noqa: N805 (an interface has no self)
+        """Let a connection leave a topic."""
+
+    def members(topic: str, most: int = 200) -> Deferred[Members]:  # noqa: N805 (an interface has no self)
+        """A Deferred of the members of a topic, with names where they are no more than ``most``."""
+
+    def connections(topic: str, user: str) -> int:  # noqa: N805 (an interface has no self)
+        """The connections of ``user`` in a topic, as far as this process knows."""
 
 
 class IHost(Interface):

@@ -91,6 +91,7 @@ class Options(usage.Options):
         ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
         ["www", None, None, "a directory whose files anybody gets: its index.html is the page [ZCOMM_WWW, else none]"],
         ["policy", None, None, "YAML file that grants each role its rights [everybody may do everything]"],
+        ["topics", None, None, "YAML file of the kinds of topics that there are [any name is a topic]"],
         [
             "broadcast",
             None,
@@ -228,6 +229,7 @@ class Options(usage.Options):
             functions=tuple(self["functions"]),
             files=_absolute(self["files"]) if self["files"] else None,
             policy=_absolute(self["policy"]) if self["policy"] else None,
+            topics=_absolute(self["topics"]) if self["topics"] else None,
             services=tuple(self["service"]),
             declarations=tuple(self["services"]),
             threads=threads_from(environ, self["threads"]),
@@ -321,13 +323,15 @@ class Server(zComm):
         return super().stopService()
 
     def reload(self) -> None:
-        """Read the policy, the tokens, the allowed origins and the TLS certificates anew; nobody who may stay notices.
+        """Read the policy, the tokens, the kinds of topics, the allowed origins and the TLS certificates anew; nobody
+        who may stay notices.
 
         What cannot be used is not taken: the log says why, and what was read before still holds.
         """
         server = self.websockets[0]
         parts: list[tuple[str, Callable[[], Any]]] = [
             ("the policy and the tokens", self.program.reload),
+            ("the topics", self.topics.reload),
             ("the allowed origins", server.reload_origins),
         ]
         if server.has_certificates:

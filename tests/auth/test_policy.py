@@ -233,7 +233,7 @@ def test_without_a_policy_everything_is_allowed():
         ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
         ("a: {model: {}}", "role a: unknown key 'model'; did you mean \"models\"?"),
         ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean \"functions\"?"),
-        ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands, admin"),
+        ("a: {xyz: 1}", "'xyz'; known are models, functions, pages, files, commands, topics, admin"),
         ("a: {admin: [metric]}", "role a: admin: there is no 'metric'; did you mean \"metrics\"?"),
         ("a: {admin: [metrics, kick]}", "role a: admin: there is no 'kick'; known are metrics"),
         ("a: {admin: ['metr*']}", "role a: admin: there is no 'metr*'"),

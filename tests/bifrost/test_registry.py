@@ -9,12 +9,13 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
-from zcomm.bifrost.broadcaster import PIECE, Broadcaster
+from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.registry import Registry
 from zcomm.budget.account import Account, Turns
 from zcomm.config import Limits
 from zcomm.engines.memory import MemoryEngine
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity
+from zcomm.wire.fanout import PIECE
 from zcomm.wire.writebatch import WriteBatch
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "guest")

@@ -8,6 +8,7 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
       pages: "*"
       files: "*"
       commands: "*"
+      topics: "*"
       admin: "*"
     clerk:
       models:
@@ -18,12 +19,16 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
       functions: [calculateTotal]
       pages: ["/orders", "/orders/*"]
       files: ["*.yaml"]
+      topics: {"room:*": [subscribe, publish, presence, history], "user:$name": [subscribe]}
 
 A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows. With ``rows``
 its actions reach only the rows whose fields have these values, where ``$name`` and ``$role`` are the user's own. With
 ``fields`` some fields are not there for the role, and others cannot be written::
 
         Employees: {actions: [read, update], fields: {hide: [salary], readonly: [role]}}
+
+A topic is granted what all patterns that fit it grant together; but one whose name stands there by itself, with or
+without ``$name`` and ``$role``, is granted what stands there, and nothing of the patterns.
 """
 
 from __future__ import annotations
@@ -37,12 +42,13 @@ from zcomm.errors import ConfigError
 from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
+from zcomm.topics.names import is_topic_name, user_part
 
 __all__ = ["AllowAll", "Grant", "Policy", "is_operator"]
 
 #: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
-_SECTIONS = ("models", "functions", "pages", "files", "commands", "admin")
+_SECTIONS = ("models", "functions", "pages", "files", "commands", "topics", "admin")
 #: What is for those who run the server.
 _ADMIN = ("metrics",)
 #: What a model may have beside its actions, and what ``fields`` may say.
@@ -56,7 +62,12 @@ def is_operator(identity: Identity) -> bool:
 
 
 class AllowAll:
-    """Everybody who is let in may do everything, but for what is the operator's."""
+    """Everybody who is let in may do everything, but for what is the operator's.
+
+    :cvar is_open: that nobody is kept from knowing what there is.
+    """
+
+    is_open = True
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         """Allow every action to every user; of what is for those who run the server, to these."""
@@ -95,7 +106,7 @@ class _Names:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Grants:
     """The rights of one role."""
 
@@ -104,6 +115,7 @@ class _Grants:
     rows: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, FieldRights]
     names: Mapping[str, _Names]
+    topics: Mapping[str, frozenset[str]]
 
 
 class Grant(NamedTuple):
@@ -154,6 +166,8 @@ class Policy:
             return False
         if kind == "model":
             return action in grants.models.get(name, grants.other_models)
+        if kind == "topic":
+            return action in _granted(self.topics(identity), name)
         return action in RIGHTS.get(kind, ()) and name in grants.names[kind]
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
@@ -178,6 +192,25 @@ class Policy:
         """The fields of ``model`` that are hidden from some role."""
         rights = [grants.fields[model] for grants in self._roles.values() if model in grants.fields]
         return frozenset(name for each in rights for name in each.hide)
+
+    def topics(self, identity: Identity) -> Mapping[str, frozenset[str]]:
+        """The actions on topics that the identity's role grants, by pattern; its own name and role in the place of
+        ``$name`` and ``$role``."""
+        grants = self._roles.get(identity.role)
+        if grants is None:
+            return {}
+        granted = grants.topics
+        if not any("$" in pattern for pattern in granted):
+            return granted
+        own = {name: user_part(value) for name, value in (("$name", identity.name), ("$role", identity.role))}
+        found: dict[str, frozenset[str]] = {}
+        for pattern, actions in granted.items():
+            for name in _OWN:
+                # Only a name that stands for this user alone is one.
+                pattern = pattern.replace(name, own[name] or "$")
+            if "$" not in pattern:
+                found[pattern] = found.get(pattern, frozenset()) | actions
+        return found
 
     def names_command(self, key: str, identity: Identity | None = None) -> bool:
         """Whether a role is granted the command ``key`` by that very name, which ``"*"`` is not.
@@ -226,10 +259,10 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         return _names(name, f"role {role}: {section}", grants.get(section), patterns, known)
 
     return _Grants(
-        models,
-        other_models,
-        rows,
-        fields,
+        models=models,
+        other_models=other_models,
+        rows=rows,
+        fields=fields,
         names={
             "function": names("functions", False),
             "page": names("pages", True),
@@ -237,6 +270,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
             "command": names("commands", False),
             "admin": names("admin", False, _ADMIN),
         },
+        topics=_topics(name, f"role {role}: topics", grants.get("topics")),
     )
 
 
@@ -313,6 +347,50 @@ def _fields(name: str, where: str, model: str, fields: Any) -> FieldRights:
                 raise ConfigError(name, f"{where}: {each} {reason}")
             found[each] = key
     return FieldRights(*(frozenset(name for name, key in found.items() if key == each) for each in _FIELD_KEYS))
+
+
+def _topics(name: str, where: str, topics: Any) -> dict[str, frozenset[str]]:
+    """The rights to topics, by pattern."""
+    known = RIGHTS["topic"]
+    if topics is None:
+        return {}
+    if topics == "*":
+        return {"*": frozenset(known)}
+    if not isinstance(topics, dict):
+        raise ConfigError(
+            name, f'{where}: must be "*", or map patterns such as "room:*" to lists of {", ".join(known)}'
+        )
+    granted = {}
+    for pattern, actions in topics.items():
+        if not isinstance(pattern, str):
+            raise ConfigError(name, f"{where}: {pattern!r:.60} is not text; put it in quotes")
+        plain = pattern.replace("*", "")
+        for own in _OWN:
+            plain = plain.replace(own, "")
+        if not pattern or (plain and not is_topic_name(plain)):
+            raise ConfigError(
+                name, f"{where}: {pattern!r:.60}: names have letters, digits and _.:@/%-, and * for any number of them"
+            )
+        if actions == "*" or actions == ["*"]:
+            granted[pattern] = frozenset(known)
+            continue
+
+        def fault(action: str) -> str:
+            return "" if action in known else f"unknown action {action!r}{did_you_mean(action, known, or_list=True)}"
+
+        granted[pattern] = frozenset(_texts(name, f"{where}: {pattern}", actions, "actions", fault))
+    return granted
+
+
+def _granted(topics: Mapping[str, frozenset[str]], name: str) -> frozenset[str]:
+    """What is granted of the topic ``name``."""
+    if name in topics:
+        return topics[name]
+    granted: frozenset[str] = frozenset()
+    for pattern, actions in topics.items():
+        if "*" in pattern and fnmatchcase(name, pattern):
+            granted |= actions
+    return granted
 
 
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:

@@ -7,9 +7,7 @@ that it takes longer than a turn may, the rest follows in the next ones, in orde
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -17,38 +15,19 @@ from typing import Any, TypeVar
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from zcomm.bifrost.connection import Connection, Transport
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.registry import Registry
-from zcomm.budget.account import Account
 from zcomm.engines.parts import WHOLE, Part, Parts
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
 from zcomm.runtime.logthrottle import Throttle
+from zcomm.wire.fanout import FanOut, Send
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Broadcaster"]
 
-#: Bytes that are sent in one turn, which takes some milliseconds, and those that each client counts as besides.
-PIECE, CLIENT = 4 * 1024 * 1024, 2048
-#: Bytes that a socket takes at once, more or less; what is more waits without being copied.
-SOCKET = 256 * 1024
-
 T = TypeVar("T")
 #: The place of a message that is heard whole, or with the part of it that is.
 _Heard = int | tuple[int, Part]
-
-
-@dataclass(slots=True)
-class _Sending:
-    """The messages that some clients are being sent.
-
-    :ivar done: how many of the clients have been sent them.
-    :ivar tellers: whose time it takes.
-    """
-
-    transports: list[Transport]
-    payloads: list[bytes]
-    tellers: list[Account]
-    done: int = 0
 
 
 class Broadcaster:
@@ -70,7 +49,7 @@ class Broadcaster:
         registry: Registry[Connection],
         permissions: Permissions,
         batch: WriteBatch,
-        fan_out: Callable[[list[Transport], list[bytes]], None],
+        fan_out: Send,
         seconds: Callable[[], float],
         tells_results: bool = True,
     ):
@@ -78,13 +57,11 @@ class Broadcaster:
         self.told = 0
         self._permissions = permissions
         self._batch = batch
-        self._fan_out = fan_out
+        self._fan_out = FanOut(batch, fan_out)
         self._tells_results = tells_results
         self._waiting: list[Broadcast] = []
         #: Of those that tell of rows, by their places.
         self._parts: dict[int, Parts] = {}
-        self._sending: deque[_Sending] = deque()
-        self._goes_on = False
         # Permissions that fail do so at each change, and at each identity.
         self._complaints = Throttle(seconds)
 
@@ -149,36 +126,7 @@ class Broadcaster:
         elif waiting:
             # All of it is for everybody: no permission is asked for, and identities do not matter.
             self._send(waiting, self.registry.members)
-        if not self._goes_on:
-            self._go_on(begun)
-
-    def _go_on(self, since: float | None = None) -> None:
-        """Send what is to be sent, as much as a turn has time for.
-
-        :param since: when this turn's work for it has begun; now when it is left out.
-        """
-        self._goes_on = False
-        since = perf_counter() if since is None else since
-        left = PIECE
-        while self._sending:
-            if left <= 0:
-                self._goes_on = True
-                self._batch.next_turn(self._go_on)
-                return
-            sending = self._sending[0]
-            size = CLIENT + min(sum(map(len, sending.payloads)), SOCKET)
-            piece = sending.transports[sending.done : sending.done + max(1, left // size)]
-            sending.done += len(piece)
-            left -= size * len(piece)
-            if sending.done >= len(sending.transports):
-                self._sending.popleft()
-            elif left < size:
-                left = 0
-            self._fan_out(piece, sending.payloads)
-            now = perf_counter()
-            for account in sending.tellers:
-                account.spend(since, since + (now - since) / len(sending.tellers))
-            since = now
+        self._fan_out.begin(begun)
 
     def _audiences(
         self, waiting: list[Broadcast], parts: dict[int, Parts]
@@ -220,18 +168,16 @@ class Broadcaster:
     def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:
         """Send ``messages`` to ``clients``, less to each what it said itself."""
         senders: set[Any] = {message.sender for message in messages}
-        transports = [
-            transport for client in clients if client not in senders and (transport := client.transport) is not None
-        ]
+        hearers = [client for client in clients if client not in senders]
         tellers = list({account for sender in senders if (account := getattr(sender, "account", None)) is not None})
-        if transports:
-            self._sending.append(_Sending(transports, _payloads(messages), tellers))
+        if hearers:
+            self._fan_out.add(hearers, _payloads(messages), tellers)
         if len(messages) > 1:
             for sender in senders:
-                if sender in clients and sender.transport is not None:
+                if sender in clients:
                     rest = _payloads([message for message in messages if message.sender is not sender])
                     if rest:
-                        self._sending.append(_Sending([sender.transport], rest, tellers))
+                        self._fan_out.add([sender], rest, tellers)
 
 
 def _heard(judges: list[Audience | Parts], identity: Identity, permissions: Permissions) -> tuple[_Heard, ...]:

@@ -41,9 +41,10 @@ from zcomm.budget.memory import Hold
 from zcomm.budget.notices import Notices
 from zcomm.budget.written import Pieces, Written
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
-from zcomm.interfaces import Audience, Broadcast, Identity, IEngine, Outcome, Request, owner_of
+from zcomm.interfaces import Audience, Broadcast, Identity, IEngine, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation, later
 from zcomm.runtime.logthrottle import Throttle, place_of
+from zcomm.topics.subscriber import Subscriber
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
@@ -100,6 +101,10 @@ class Transport(Recipient, Protocol):
     @property
     def queued(self) -> int:
         """Bytes that wait for the client."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the client does not take what it has been sent."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,6 +277,7 @@ class Connection(metaclass=HookRefusing):
         "origin",
         "peer",
         "prompts",
+        "subscriber",
         "transport",
     )
 
@@ -307,6 +313,8 @@ class Connection(metaclass=HookRefusing):
         self.on_lost: list[Callable[[Connection], None]] = []
         #: The ids of the prompts that it has been shown and has not answered.
         self.prompts: dict[str, None] = {}
+        #: What it has to do with topics, if anything.
+        self.subscriber: Subscriber | None = None
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
@@ -324,6 +332,11 @@ class Connection(metaclass=HookRefusing):
     def visited(self, path: str) -> None:
         """Remember that the client is at the page ``path`` from now on."""
         self._place = path
+
+    @property
+    def permissions(self) -> Permissions:
+        """Those of its server."""
+        return self._state.dispatcher.permissions
 
     @property
     def running(self) -> int:
@@ -671,10 +684,17 @@ class Connection(metaclass=HookRefusing):
         if self.transport is not None:
             self.transport.close(code, reason)
 
+    def drained(self) -> None:
+        """Go on with what topics have for it: it has taken all that waited."""
+        if self.subscriber is not None:
+            self.subscriber.drained()
+
     def lost(self) -> None:
         """Cancel its running commands and call :attr:`on_lost`; called once, when the client is gone."""
         self.transport = None
         begun = perf_counter()
+        if self.subscriber is not None:
+            self.subscriber.lost()
         self._state.budgets.leave(self.account)
         for deferred in list(self._running):
             deferred.cancel()

@@ -72,6 +72,7 @@ class Dispatcher:
         self._audiences = {"ping": EVERYBODY}
         self._forms: dict[str, tuple[Responder, Callable[[Any], Audience] | None]] = {}
         self._in_json: set[str] = set()
+        self._reads: set[str] = set()
         self._crud: KeyedResponder | None = None
         self._host: KeyedResponder | None = None
 
@@ -139,10 +140,15 @@ class Dispatcher:
 
         return respond
 
-    def reserve(self, key: str, responder: Responder) -> None:
-        """Register a command of the server's own, which needs no permission. Only the caller hears of its results."""
+    def reserve(self, key: str, responder: Responder, *, reads: bool = False) -> None:
+        """Register a command of the server's own, which needs no permission. Only the caller hears of its results.
+
+        :param reads: whether nothing happens by it, so that it may be repeated.
+        """
         self.commands[key] = responder
         self._audiences.pop(key, None)
+        if reads:
+            self._reads.add(key)
 
     def form(
         self,
@@ -218,8 +224,10 @@ class Dispatcher:
         raise PermissionDenied(f"Permission denied{hint}")
 
     def only_reads(self, request: Request) -> bool:
-        """Whether nothing happens by ``request`` but that rows or a file are read, so that it may be repeated."""
+        """Whether nothing happens by ``request`` but that something is read, so that it may be repeated."""
         key = request.key
+        if key in self._reads:
+            return True
         if key in self.commands or (self._host is not None and self._host.matches(key)):
             return False
         return key.startswith("read_") or key.partition("(")[0] == "zOpen"

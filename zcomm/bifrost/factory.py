@@ -35,6 +35,7 @@ from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.process import open_files
 from zcomm.runtime.timeouts import Timeouts
+from zcomm.topics.topics import Topics
 from zcomm.wire.autobahn import SOME_HOOKS, UNUSED_HOOKS, FrameProtocol, HookRefusing, refuse_hooks, template_of
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.incoming import Entrance
@@ -89,6 +90,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     :param admission: who is let in.
     :param state: what all connections share.
     :param broadcaster: has the registry of those who were admitted.
+    :param topics: those of the program.
     :param clock: an ``IReactorTime``.
     :param batch: the replies that wait for the end of the turn.
     :param accept_compression: whether permessage-deflate is negotiated.
@@ -119,6 +121,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         admission: Admission,
         state: ServerState,
         broadcaster: Broadcaster,
+        topics: Topics,
         clock: Any,
         batch: WriteBatch,
         accept_compression: bool = False,
@@ -141,6 +144,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.registry = broadcaster.registry
         #: Those who call over HTTP. They count as connections, and hear of nothing.
         self.callers: Registry[Connection] = Registry()
+        self.topics = topics
         self.clock = clock
         self.batch = batch
         self.entrance = Entrance(partial(clock.callLater, 0))
@@ -350,6 +354,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             channel, self.state, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
         )
         self._broadcaster.join(connection)
+        if self.topics.kinds.personal:
+            self.topics.welcome(connection)
         return connection
 
     def closed(self, connection: Connection) -> None:

@@ -310,6 +310,11 @@ class BifrostProtocol(FrameProtocol):
             self.outgoing.send_frames(data)
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether the client does not take what it has been sent."""
+        return self._session is not None and self.outgoing.blocked
+
+    @property
     def queued(self) -> int:
         """Bytes that wait for this client, those that its transport holds included."""
         return 0 if self._session is None else self.outgoing.waiting
@@ -344,6 +349,8 @@ class BifrostProtocol(FrameProtocol):
     def output_drained(self) -> None:
         """Read again: the client has taken everything."""
         self._incoming.resume(OUTPUT)
+        if self._connection is not None:
+            self._connection.drained()
 
     # -- closing
 

@@ -41,6 +41,9 @@ from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import Address, ProxiedEndpoint, TLSEndpoint, addresses, server_endpoints
 from zcomm.runtime.process import keep_from_children
 from zcomm.runtime.transports import close_copy
+from zcomm.topics.commands import TopicCommands
+from zcomm.topics.kinds import Kind
+from zcomm.topics.topics import Topics
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -68,6 +71,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         left out, the server has one of its own, in memory.
     :param budgets: the accounts of the users of all servers of the program; when they are left out, the server has its
         own, by its limits.
+    :param topics: those of the program, on that engine; when they are left out, the server has its own.
     :param connection: the class that answers an admitted client: :class:`~zcomm.bifrost.connection.Connection`, or a
         subclass of it.
     :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address, whether that
@@ -91,6 +95,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         walker: Any = None,
         engine: IEngine | None = None,
         budgets: Budgets | None = None,
+        topics: Topics | None = None,
         connection: type[Connection] = Connection,
         pages: Callable[[zBifrost, Head, str, bool, str], Deferred[bytes | Exchange]] | None = None,
     ):
@@ -113,12 +118,18 @@ class zBifrost(Service, metaclass=HookRefusing):
         self.broadcaster = Broadcaster(
             self.registry, permissions, batch, self._fan_out, reactor.seconds, tells_results=config.broadcast != "none"
         )
-        self._engine: IEngine = MemoryEngine() if engine is None else engine
+        if engine is None:
+            engine = MemoryEngine(limits.history_memory, reactor.seconds)
+        self._engine: IEngine = engine
+        budgets = Budgets.on(reactor, limits) if budgets is None else budgets
+        if topics is None:
+            topics = Topics(engine, reactor, limits, budgets, self._fan_out)
+        self.topics = topics
         state = ServerState(
             dispatcher=self.dispatcher,
             engine=self._engine,
             clock=reactor,
-            budgets=Budgets.on(reactor, limits) if budgets is None else budgets,
+            budgets=budgets,
             broadcast=config.broadcast,
             in_flight=limits.in_flight,
             timeout=limits.command_timeout,
@@ -127,6 +138,12 @@ class zBifrost(Service, metaclass=HookRefusing):
         self._state = state
         self.prompts = OpenPrompts(reactor)
         self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)
+        on_topics = TopicCommands(topics, permissions)
+        self.dispatcher.reserve("zSubscribe", on_topics.subscribe)
+        self.dispatcher.reserve("zUnsubscribe", on_topics.unsubscribe)
+        self.dispatcher.reserve("zPublish", on_topics.publish)
+        self.dispatcher.reserve("zHistory", on_topics.history, reads=True)
+        self.dispatcher.reserve("zPresence", on_topics.presence)
         if not config.require_auth:
             checker = None
         elif checker is None:
@@ -140,6 +157,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             admission,
             state,
             self.broadcaster,
+            topics,
             reactor,
             batch,
             config.compression,
@@ -165,6 +183,10 @@ class zBifrost(Service, metaclass=HookRefusing):
     def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a custom command; see :meth:`zcomm.bifrost.dispatch.Dispatcher.command`."""
         return self.dispatcher.command(key, broadcast=broadcast)
+
+    def topic(self, pattern: str, **settings: Any) -> Kind:
+        """Declare a kind of topics, at all servers of the program; see :meth:`zcomm.topics.topics.Topics.topic`."""
+        return self.topics.topic(pattern, **settings)
 
     def serve_data(self, walker: Any, crud: KeyedResponder | None, host: KeyedResponder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before; see
@@ -389,6 +411,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         if self._checker is not None:
             self._tokens.start(TOKEN_CHECK, now=False)
         self._engine.attach(self.broadcaster)
+        self.topics.serve(self.registry)
         for address in self.addresses:
             how = " (for a proxy that sends the header of the PROXY protocol)" if address.is_proxied else ""
             self._log.info("zBifrost listening on {url}{how}", url=address.url, how=how)
@@ -477,6 +500,7 @@ class zBifrost(Service, metaclass=HookRefusing):
     def _left(self, _: Any) -> None:
         self._state.notices.stop()
         self._state.budgets.stop()
+        self.topics.leave(self.registry)
         self._leaving = False
         self._stopping.fire(None)
 

@@ -17,7 +17,7 @@ from zcomm.errors import TooBusy
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
-__all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE", "Turns"]
+__all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "PUBLISH_BURST", "SLICE", "Turns"]
 
 #: Seconds that one user's messages keep the reactor in one turn; the rest of them waits for the next one.
 SLICE = 0.002
@@ -35,6 +35,8 @@ READ = 64 * 1024
 CONNECTIONS_IN_FLIGHT = 32
 #: Seconds of what one user's commands tell others that may leave at once, at its rate.
 BROADCAST_BURST = 1.0
+#: Seconds of what is published without a connection that may come at once, at its rate.
+PUBLISH_BURST = 2.0
 #: Seconds after which half of what a user has cost is forgotten.
 HALF_LIFE = 60.0
 #: Seconds after which what the reactor has spent on a user begins to fade, at the latest.
@@ -165,6 +167,7 @@ class Account:
     :ivar is_away: whether it has nothing for more than a turn.
     :ivar database: seconds that its statements may run.
     :ivar broadcast: bytes that its commands may tell others in full.
+    :ivar publishing: messages that it may publish without a connection.
     :ivar arriving: bytes of its messages that are not whole yet, or wait for their turn.
     :ivar may_arrive: how many of them there may be.
     :ivar finishing: the connection whose message is read to its end although too many bytes have arrived, if any.
@@ -204,6 +207,7 @@ class Account:
         "may_arrive",
         "may_run",
         "owner",
+        "publishing",
         "refused",
         "running",
     )
@@ -226,6 +230,7 @@ class Account:
         self.refused = 0
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
         self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)
+        self.publishing = Bucket(limits.publish_rate, limits.publish_rate * PUBLISH_BURST, seconds)
         self.busy = self._counted = 0.0
         self.due = SLICE
         self._on_reactor = Meter(seconds)
@@ -257,6 +262,7 @@ class Account:
             and not self.is_spent
             and self.database.is_full
             and self.broadcast.is_full
+            and self.publishing.is_full
             and self.cost(self._seconds()) < NOTHING
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from inspect import getdoc
 from typing import Any
 
@@ -23,7 +23,15 @@ __all__ = ["Description"]
 #: How many models' facts are remembered, by the rights to their fields.
 _MAX_FACTS = 1000
 #: The limits that a client can keep by itself.
-_LIMITS = ("message_size", "json_depth", "in_flight", "command_timeout", "read_rows")
+_LIMITS = (
+    "message_size",
+    "json_depth",
+    "in_flight",
+    "command_timeout",
+    "read_rows",
+    "topics_per_client",
+    "publish_rate",
+)
 
 
 class Description:
@@ -34,6 +42,7 @@ class Description:
     :param limits: those of the server; the defaults where they are left out.
     :param session: opens the session of an identity that has come with a code, once: a Deferred of its token, which
         goes with the answer that tells the identity.
+    :param topics: tells what an identity may do with topics, by pattern.
     """
 
     KEY = "zDescribe"
@@ -47,6 +56,7 @@ class Description:
         permissions: Permissions,
         limits: Limits | None = None,
         session: Callable[[Identity], Deferred[str] | None] = lambda identity: None,
+        topics: Callable[[Identity], Mapping[str, Iterable[str]]] = lambda identity: {},
     ):
         self._schema = schema
         self._functions = functions
@@ -60,6 +70,7 @@ class Description:
             "functions": self._of_functions,
             "pages": self._of_pages,
             "files": lambda _: self._files.root is not None,
+            "topics": lambda identity: {pattern: list(actions) for pattern, actions in topics(identity).items()},
             "limits": lambda _: self._limits,
         }
         self._session = session
@@ -69,7 +80,7 @@ class Description:
         self._calls: dict[str, tuple[Function, dict[str, Any]]] = {}
 
     def respond(self, request: Request, client: Client) -> dict[str, Any] | Deferred[dict[str, Any]]:
-        """The identity of the client; the models, functions, pages and files that it may use; the limits.
+        """The identity of the client; the models, functions, pages, files and topics that it may use; the limits.
 
         :param request: a list of these as its ``zHorizontal`` asks for some of them.
         :raises Invalid: for a part that there is not.

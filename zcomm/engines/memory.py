@@ -1,24 +1,53 @@
-"""The engine of servers that run in one process: a broadcast is handed from one to the other."""
+"""The engine of servers that run in one process: what is told or published is handed from one to the other."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from secrets import token_hex
+from typing import Any
+
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from zcomm.interfaces import Broadcast, IEngine, Listener
+from zcomm.errors import Conflict
+from zcomm.interfaces import Broadcast, IEngine, Kept, Listener, Members, Position, Slice, TopicListener
+from zcomm.topics.history import Histories
+from zcomm.topics.keys import Keys
+from zcomm.topics.presence import DETAIL, Roster
 
-__all__ = ["MemoryEngine"]
+__all__ = ["HISTORY_MEMORY", "MemoryEngine"]
+
+#: Bytes of kept messages, where nobody says.
+HISTORY_MEMORY = 256 * 1024 * 1024
+#: The part of them that keys take beside.
+KEYS = 8
 
 
 @implementer(IEngine)
 class MemoryEngine(Service):
-    """Tells each server that is attached, at once and in the order of attaching. It carries messages unstarted, too."""
+    """Tells each server that is attached, at once and in the order of attaching. It carries messages unstarted, too.
+
+    :param memory: bytes that the messages of topics may take.
+    :param seconds: the monotonic clock.
+    :ivar histories: the messages that topics keep.
+    """
 
     name = "engine"
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int = HISTORY_MEMORY, seconds: Callable[[], float] = time.monotonic) -> None:
         # Keys are the servers, in the order they came.
         self._listeners: dict[Listener, None] = {}
+        self.node = token_hex(3)
+        self.histories = Histories(memory, seconds)
+        self._keys = Keys(memory // KEYS, seconds)
+        self._rosters: dict[str, Roster] = {}
+        #: Of presence: the highest that any topic had which nobody is in any more. None of them begins again below it.
+        self._version = 0
+        self._deliver: TopicListener | None = None
+        #: How often each topic is listened to.
+        self._heard: dict[str, int] = {}
 
     def attach(self, listener: Listener) -> None:
         """Tell ``listener`` from now on; once, however often it is attached."""
@@ -45,3 +74,95 @@ class MemoryEngine(Service):
         for listener in list(self._listeners):
             count += listener.tell(message)
         return count
+
+    # -- topics
+
+    def deliver(self, listener: TopicListener) -> None:
+        """Tell ``listener`` of what is published; there is one for all servers."""
+        self._deliver = listener
+
+    def listen(self, topic: str, kept: Kept | None) -> Deferred[Position | None]:
+        """Deliver ``topic``; a Deferred of the position behind its newest message."""
+        self._heard[topic] = self._heard.get(topic, 0) + 1
+        return succeed(None if kept is None else self.histories.listen(topic))
+
+    def unlisten(self, topic: str) -> None:
+        """Deliver ``topic`` no more."""
+        left = self._heard.pop(topic, 0) - 1
+        if left > 0:
+            self._heard[topic] = left
+        self.histories.unlisten(topic)
+
+    def publish(
+        self,
+        topic: str,
+        kept: Kept | None,
+        fragment: bytes,
+        author: str | None = None,
+        origin: str = "",
+        key: str | None = None,
+        digest: bytes = b"",
+        teller: Any = None,
+    ) -> Deferred[Position | None]:
+        """Publish a message; see :class:`~zcomm.interfaces.IEngine`."""
+        if key is not None:
+            try:
+                known = self._keys.find(author or "", key, digest)
+            except Conflict:
+                return fail()
+            if known is not None:
+                return succeed(known[1])
+        position = None
+        if kept is not None:
+            position = self.histories.append(topic, kept, fragment, author, origin).position
+        if key is not None:
+            self._keys.keep(author or "", key, digest, position)
+        if topic in self._heard and self._deliver is not None:
+            self._deliver.message(topic, position, fragment, origin, teller)
+        return succeed(position)
+
+    def resume(self, topic: str, since: Position) -> Deferred[Slice]:
+        """A Deferred of all messages after ``since``, or of none and the reason."""
+        return succeed(self.histories.resume(topic, since))
+
+    def read(
+        self, topic: str, since: Position | None, before: Position | None, limit: int, reverse: bool
+    ) -> Deferred[Slice]:
+        """A Deferred of some messages."""
+        return succeed(self.histories.read(topic, since, before, limit, reverse))
+
+    def drop(self, topic: str) -> None:
+        """Forget all messages of ``topic``."""
+        self.histories.drop(topic)
+
+    def enter(self, topic: str, connection: str, user: str, state: bytes, teller: Any = None) -> Deferred[None]:
+        """Let a connection into a topic, or take its new state."""
+        roster = self._rosters.get(topic)
+        if roster is None:
+            roster = self._rosters[topic] = Roster(self._version)
+        change = roster.enter(connection, user, state)
+        if change is not None and self._deliver is not None:
+            self._deliver.presence(topic, change, teller)
+        return succeed(None)
+
+    def leave(self, topic: str, connection: str, teller: Any = None) -> None:
+        """Let a connection leave a topic."""
+        roster = self._rosters.get(topic)
+        if roster is None:
+            return
+        change = roster.leave(connection)
+        if not roster.connections:
+            del self._rosters[topic]
+            self._version = max(self._version, roster.version)
+        if change is not None and self._deliver is not None:
+            self._deliver.presence(topic, change, teller)
+
+    def members(self, topic: str, most: int = DETAIL) -> Deferred[Members]:
+        """A Deferred of who is in a topic, with names where they are no more than ``most``."""
+        roster = self._rosters.get(topic)
+        return succeed((Roster(self._version) if roster is None else roster).members(most))
+
+    def connections(self, topic: str, user: str) -> int:
+        """The connections of ``user`` in a topic."""
+        roster = self._rosters.get(topic)
+        return 0 if roster is None else roster.count(user)

@@ -291,6 +291,10 @@ class HostPermissions:
         """The fields that :meth:`rows` may name."""
         return self.policy.row_fields(model)
 
+    def topics(self, identity: Identity) -> Mapping[str, frozenset[str]]:
+        """The actions on topics that are granted, by pattern."""
+        return self.policy.topics(identity)
+
     def is_of_host(self, key: str) -> bool:
         """Whether the host is asked for the command ``key``: one that the policy names for some role, and that the
         server has none of its own for."""

@@ -5,7 +5,7 @@ Assembled once from a configuration; each zBifrost of the program serves the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,14 @@ class Program(Service):
     def _session(self, identity: Identity) -> Deferred[str] | None:
         return None if self._checker is None else self._checker.take_session(identity)
 
-    def description(self, schema: Callable[[], Schema | None], limits: Limits) -> Description:
-        """The responder that tells each client which of all this, and of the models of ``schema()``, it may use, and
-        the ``limits`` of its server."""
-        return Description(schema, self.functions, self.pages, self.files, self.permissions, limits, self._session)
+    def description(
+        self,
+        schema: Callable[[], Schema | None],
+        limits: Limits,
+        topics: Callable[[Identity], Mapping[str, Iterable[str]]],
+    ) -> Description:
+        """The responder that tells each client which of all this, of the models of ``schema()`` and of ``topics`` it
+        may use, and the ``limits`` of its server."""
+        return Description(
+            schema, self.functions, self.pages, self.files, self.permissions, limits, self._session, topics
+        )

@@ -228,6 +228,11 @@ class MemoryChannel(metaclass=HookRefusing):
         else:
             self._stall = self._server.clock.callLater(session.interval, self._check_stall, session)
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the client does not take what it has been sent."""
+        return not self.reading
+
     def ignore_pings(self) -> None:
         """Let no ping be answered from now on."""
         self.responsive = False
@@ -245,6 +250,8 @@ class MemoryChannel(metaclass=HookRefusing):
         self._nothing_waits()
         for payload in waiting:
             self._client.incoming.carry(payload)
+        if self._connection is not None:
+            self._connection.drained()
         self._read_on()
 
     def tick(self) -> None:

@@ -58,9 +58,12 @@ class _MemoryBifrost(zBifrost):
     """Broadcasts go to each client by itself; there is no system to write to."""
 
     @staticmethod
-    def _fan_out(transports: Sequence[Any], payloads: list[bytes]) -> None:
-        for transport in transports:
-            transport.send(payloads)
+    def _fan_out(transports: Sequence[Any], payloads: list[bytes], behind: list[int] | None = None) -> None:
+        for place, transport in enumerate(transports):
+            if behind is not None and transport.is_blocked:
+                behind.append(place)
+            else:
+                transport.send(payloads)
 
 
 class _AtOnce:

@@ -1,0 +1,579 @@
+"""The subscriptions of this process: who hears of which topic, from where on (docs/protocol.rst, "Topics").
+
+A topic has one position here. Whoever subscribes joins in the turn in which the reply is written, at the position that
+the reply tells; so no message is told twice or left out. What is published within a turn leaves at its end, in one pass
+over the sockets. Who does not take what it has been sent already is told nothing of what a topic keeps, and is caught
+up from there once it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from zcomm.budget.account import PUBLISH_BURST, Bucket
+from zcomm.budget.budgets import Budgets
+from zcomm.budget.memory import Hold
+from zcomm.budget.written import Written, write_json
+from zcomm.config import Limits
+from zcomm.errors import TooBusy, Unavailable
+from zcomm.interfaces import (
+    Change,
+    IEngine,
+    Members,
+    Position,
+    Slice,
+)
+from zcomm.topics.kinds import Found, Kinds
+from zcomm.topics.requests import MAX_MESSAGES, Subscribe
+from zcomm.topics.subscriber import Subscriber
+from zcomm.topics.subscriptions import Message, Owner, Subscription, Topic, TopicClient, encode_messages
+from zcomm.topics.watching import SLICE, Watching
+from zcomm.wire.fanout import FanOut
+from zcomm.wire.writebatch import WriteBatch
+
+__all__ = ["Hub"]
+
+#: Connections' worth of subscriptions that one user may have.
+CONNECTIONS = 256
+#: Bytes of a reply that takes little room (:data:`zcomm.bifrost.session.SMALL`).
+SMALL = 64 * 1024
+#: What a connection says of itself where it says nothing.
+NO_STATE = b"{}"
+
+
+class Hub:
+    """The topics of one process; the :class:`~zcomm.interfaces.TopicListener` of its engine.
+
+    :param engine: carries and keeps what is published.
+    :param kinds: the kinds of topics.
+    :param clock: for what is told together, and rates.
+    :param limits: of a client.
+    :param budgets: the memory of large replies.
+    :param batch: says when a turn is over.
+    :param fan_out: sends to many.
+    :param is_heard: whether the program hears who comes into a topic and goes.
+    :param on_presence: tells the program: topic, users who have come, users who have gone.
+    :ivar watching: tells of presence.
+    """
+
+    def __init__(
+        self,
+        engine: IEngine,
+        kinds: Kinds,
+        clock: IReactorTime,
+        limits: Limits,
+        budgets: Budgets,
+        batch: WriteBatch,
+        fan_out: Callable[..., None],
+        is_heard: Callable[[str], bool],
+        on_presence: Callable[[str, list[str], list[str]], None],
+    ):
+        self.engine = engine
+        self.kinds = kinds
+        self.limits = limits
+        self._clock = clock
+        self._budgets = budgets
+        self._batch = batch
+        self._fan_out = FanOut(batch, fan_out)
+        self._topics: dict[str, Topic] = {}
+        self.subscribers: dict[str, Subscriber] = {}
+        self._numbers = 0
+        #: Topics with messages that wait for the end of the turn.
+        self._dirty: list[Topic] = []
+        self.watching = Watching(engine, clock, batch, self._fan_out, self._topics.get, is_heard, on_presence)
+        self.tell_members = self.watching.tell_members
+        self._by_user: Counter[Hashable] = Counter()
+        engine.deliver(self)
+
+    def __len__(self) -> int:
+        return len(self._topics)
+
+    @property
+    def subscriptions(self) -> int:
+        """The number of subscriptions of all connections."""
+        return sum([len(subscriber.topics) for subscriber in self.subscribers.values()])
+
+    # -- positions
+
+    def told(self, position: Position) -> Position:
+        """A position of the engine's as clients know it: whether the kind is kept is part of the numbering."""
+        generation = self.kinds.generation
+        return Position(f"{position.epoch}-{generation:x}", position.offset) if generation else position
+
+    def known(self, told: Position) -> Position | None:
+        """A position that a client tells as the engine knows it; ``None`` for one of a numbering that is over."""
+        epoch, _, generation = told.epoch.partition("-")
+        if generation != (f"{self.kinds.generation:x}" if self.kinds.generation else ""):
+            return None
+        return Position(epoch, told.offset)
+
+    def resume(self, topic: str, since: Position) -> Deferred[Slice]:
+        """All messages after ``since``, as clients know positions."""
+        known = self.known(since)
+        if known is None:
+            known = Position("", since.offset)
+        return self.engine.resume(topic, known).addCallback(self._told_slice)
+
+    def read(
+        self, topic: str, since: Position | None, before: Position | None, limit: int, reverse: bool
+    ) -> Deferred[Slice]:
+        """Some of the messages, as clients know positions."""
+        known = self._bound(since), self._bound(before)
+        return self.engine.read(topic, known[0], known[1], limit, reverse).addCallback(self._told_slice)
+
+    def _bound(self, told: Position | None) -> Position | None:
+        if told is None or not told.epoch:
+            return told
+        # No engine has such an epoch as that of one that is over.
+        return self.known(told) or Position("-", told.offset)
+
+    def _told_slice(self, found: Slice) -> Slice:
+        return found._replace(position=self.told(found.position)) if self.kinds.generation else found
+
+    # -- connections
+
+    def subscriber(self, client: TopicClient) -> Subscriber:
+        """The side of topics of ``client``; made where it has none.
+
+        :raises Unavailable: for one that is gone.
+        """
+        subscriber: Subscriber | None = client.subscriber
+        if subscriber is None:
+            if client.transport is None:
+                raise Unavailable("The connection has ended")
+            self._numbers += 1
+            subscriber = Subscriber(self, client, f"{self.engine.node}-{self._numbers:x}")
+            client.subscriber = self.subscribers[subscriber.id] = subscriber
+        return subscriber
+
+    def lost(self, subscriber: Subscriber) -> None:
+        """A connection is gone."""
+        self.subscribers.pop(subscriber.id, None)
+        for subscription in list(subscriber.topics.values()):
+            self.leave(subscription)
+        waiting, subscriber.waiting = subscriber.waiting, None
+        for deferred in waiting or ():
+            # Whoever waits has been cancelled, or is now.
+            deferred.cancel()
+
+    def take_publish(self, client: Any, subscriber: Subscriber | None) -> None:
+        """Count a message that a client publishes.
+
+        :raises TooBusy: where it publishes too many.
+        """
+        rate = self.limits.publish_rate
+        if subscriber is None:
+            bucket = client.account.publishing
+        else:
+            bucket = subscriber.bucket
+            if bucket is None:
+                bucket = subscriber.bucket = Bucket(rate, rate * PUBLISH_BURST, self._clock.seconds)
+        if not bucket.take(1):
+            raise TooBusy(f"Too many messages published: at most {rate:g} a second; try again")
+
+    # -- subscribing
+
+    @inlineCallbacks
+    def subscribe(
+        self, subscriber: Subscriber, asked: Subscribe, found: Found, judge: Callable[[], Found]
+    ) -> Generator[Deferred[Any], Any, dict[str, Any] | Written]:
+        """Subscribe a connection, or begin its subscription anew.
+
+        :param judge: says of which kind the topic is; raises where the client may not subscribe to it, now.
+        :returns: a Deferred of the result, which has to be sent in the turn in which it fires.
+        """
+        topic = self._hold(asked.topic, found)
+        is_in = False
+        try:
+            if topic.listening is not None:
+                listening: Deferred[None] = Deferred()
+                topic.listening.append(listening)
+                yield listening
+            kept = topic.kept
+            part: Slice | None = None
+            messages: list[bytes] | None = None
+            hold: Hold | None = None
+            if kept is not None and (asked.since is not None or asked.last):
+                while True:
+                    yield subscriber.when_free()
+                    self._judge(subscriber, asked, judge)
+                    part = yield self._slice(asked)
+                    messages = encode_messages(part.messages)
+                    size = sum(map(len, messages)) + len(messages)
+                    if size <= SMALL or hold is not None and hold.size >= size:
+                        break
+                    if hold is not None:
+                        hold.release()
+                    # It may have grown when there is room for it.
+                    size += size // 8 + SMALL
+                    memory, account = self._budgets.memory, subscriber.client.account
+                    waiting = memory.when(account, size)
+                    is_waiting = not waiting.called
+                    yield waiting
+                    hold = Hold(memory, account, size, lambda call: call())
+                    if not is_waiting:
+                        break
+            try:
+                members: Members | None = None
+                if self._judge(subscriber, asked, judge).kind.presence:
+                    yield self.engine.enter(
+                        asked.topic,
+                        subscriber.id,
+                        subscriber.user,
+                        NO_STATE if asked.state is None else asked.state,
+                        subscriber.client.account,
+                    )
+                    is_in = True
+                    if asked.presence:
+                        members = yield self.engine.members(asked.topic)
+                    self._judge(subscriber, asked, judge)
+                # From here to the reply nothing waits.
+                self._join(subscriber, topic, asked)
+                result: dict[str, Any] = {"topic": asked.topic}
+                if topic.epoch:
+                    result |= {"epoch": topic.epoch, "offset": topic.offset}
+                if asked.since is not None:
+                    reason = "not_kept" if part is None else part.reason
+                    result["recovered"] = not reason
+                    if reason:
+                        result["reason"] = reason
+                if members is not None:
+                    result["connection"] = subscriber.id
+                    result["presence"] = self.watching.shown(topic, members)
+            except BaseException:
+                if hold is not None:
+                    hold.release()
+                raise
+            if messages is not None and (asked.since is None or result["recovered"]):
+                return _with_messages(result, messages, hold)
+            return result
+        except BaseException:
+            if is_in and asked.topic not in subscriber.topics:
+                self.engine.leave(asked.topic, subscriber.id, subscriber.client.account)
+            raise
+        finally:
+            topic.holders -= 1
+            self._let_go(topic)
+
+    def _slice(self, asked: Subscribe) -> Deferred[Slice]:
+        if asked.since is not None:
+            return self.resume(asked.topic, asked.since)
+        return self.read(asked.topic, None, None, asked.last, True).addCallback(
+            lambda found: found._replace(messages=list(reversed(found.messages)))
+        )
+
+    def _judge(self, subscriber: Subscriber, asked: Subscribe, judge: Callable[[], Found]) -> Found:
+        """Whether the client may subscribe, as things are now.
+
+        :raises CommandError: where it may not.
+        """
+        client = subscriber.client
+        if client.transport is None:
+            raise Unavailable("The connection has ended")
+        found = judge()
+        if asked.topic in subscriber.topics:
+            return found
+        most = self.limits.topics_per_client
+        if len(subscriber.topics) >= most:
+            raise TooBusy(f"Too many topics: at most {most}; unsubscribe from one")
+        if self._by_user[client.account.owner] >= most * CONNECTIONS:
+            raise client.account.refuse(f"Too many topics on all your connections: at most {most * CONNECTIONS}")
+        return found
+
+    def _hold(self, name: str, found: Found) -> Topic:
+        """The topic, which is kept until :meth:`_let_go`."""
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic(name, found)
+            topic.listening = []
+            self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
+        topic.holders += 1
+        return topic
+
+    def _listens(self, position: Position | None, topic: Topic) -> None:
+        if position is not None:
+            topic.epoch, topic.offset = self.told(position)
+        waiting, topic.listening = topic.listening, None
+        for deferred in waiting or ():
+            deferred.callback(None)
+
+    def _let_go(self, topic: Topic) -> None:
+        if topic.is_unused and self._topics.get(topic.name) is topic:
+            del self._topics[topic.name]
+            topic.pending = None
+            self.engine.unlisten(topic.name)
+
+    def _join(self, subscriber: Subscriber, topic: Topic, asked: Subscribe) -> None:
+        """Let a connection hear of what is published from now on."""
+        old = subscriber.topics.get(topic.name)
+        if old is None:
+            self._by_user[subscriber.client.account.owner] += 1
+        else:
+            self._part(old)
+        self._take_in(Subscription(topic, subscriber, asked.echo, asked.presence))
+
+    def _take_in(self, subscription: Subscription) -> None:
+        topic, subscriber = subscription.topic, subscription.subscriber
+        subscriber.topics[topic.name] = subscription
+        topic.members[subscription] = None
+        if topic.pending:
+            if topic.late is None:
+                topic.late = {}
+            topic.late[subscription] = len(topic.pending)
+        if subscription.watches:
+            if topic.watchers is None:
+                topic.watchers = {}
+            topic.watchers[subscription] = None
+        if not subscription.echo:
+            if topic.quiet is None:
+                topic.quiet = {}
+            topic.quiet[subscriber.id] = subscription
+
+    def _part(self, subscription: Subscription) -> None:
+        """Tell a subscription nothing more, whatever is on its way to it."""
+        topic, subscriber = subscription.topic, subscription.subscriber
+        subscription.transport = None
+        topic.members.pop(subscription, None)
+        for places in (topic.behind, topic.watchers, topic.late, subscriber.behind, subscriber.stale):
+            if places is not None:
+                places.pop(subscription, None)
+        if topic.quiet is not None and topic.quiet.get(subscriber.id) is subscription:
+            del topic.quiet[subscriber.id]
+            topic.quiet = topic.quiet or None
+        topic.behind = topic.behind or None
+        topic.watchers = topic.watchers or None
+
+    def leave(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        topic, subscriber = subscription.topic, subscription.subscriber
+        account = subscriber.client.account
+        self._part(subscription)
+        if subscriber.topics.pop(topic.name, None) is not None:
+            left = self._by_user[account.owner] - 1
+            if left:
+                self._by_user[account.owner] = left
+            else:
+                del self._by_user[account.owner]
+        if topic.found.kind.presence:
+            self.engine.leave(topic.name, subscriber.id, account)
+        self._let_go(topic)
+
+    def end(self, subscription: Subscription, reason: str) -> None:
+        """End a subscription that its client has not asked to end, and tell it so."""
+        self.leave(subscription)
+        subscription.subscriber.client.send_payloads(
+            [write_json({"event": "unsubscribed", "topic": subscription.topic.name, "reason": reason})]
+        )
+
+    # -- messages
+
+    def message(self, topic: str, position: Position | None, fragment: bytes, origin: str, teller: Any) -> None:
+        """Deliver a message at the end of this turn."""
+        heard = self._topics.get(topic)
+        if heard is None:
+            return
+        offset = 0
+        if position is not None and heard.epoch:
+            heard.offset = offset = position.offset
+        pending = heard.pending
+        if pending is None:
+            pending = heard.pending = []
+            if not self._dirty:
+                self._batch.add_last(self)
+            self._dirty.append(heard)
+        pending.append(Message(heard.payload(offset, fragment), fragment, offset, origin, teller))
+
+    def flush(self) -> None:
+        """Send what waits; called at the end of the turn."""
+        begun = perf_counter()
+        dirty, self._dirty = self._dirty, []
+        for topic in dirty:
+            pending, topic.pending = topic.pending, None
+            late, topic.late = topic.late, None
+            if pending and topic.members:
+                self._send(topic, pending, late or {})
+        self._fan_out.begin(begun)
+
+    def _send(self, topic: Topic, pending: list[Message], late: dict[Subscription, int]) -> None:
+        tellers = list({message.teller: None for message in pending if message.teller is not None})
+        quiet = topic.quiet
+        special = dict.fromkeys(late)
+        if quiet is not None:
+            for message in pending:
+                if (subscription := quiet.get(message.origin)) is not None:
+                    special[subscription] = None
+        behind = None
+        if topic.epoch:
+            behind = partial(self._falls_behind, pending[0].offset - 1)
+        hearers = [one for one in topic.members if one not in special] if special else list(topic.members)
+        if hearers:
+            self._fan_out.add(hearers, [message.payload for message in pending], tellers, behind)
+        for subscription in special:
+            rest = pending[late.get(subscription, 0) :]
+            if rest and subscription in topic.members:
+                if topic.epoch:
+                    behind = partial(self._falls_behind, rest[0].offset - 1)
+                payloads = [
+                    self._for(subscription, message.offset, message.fragment, message.origin) for message in rest
+                ]
+                self._fan_out.add([subscription], payloads, tellers, behind)
+
+    def _for(self, subscription: Subscription, offset: int, fragment: bytes, origin: str) -> bytes:
+        """The event of a message as a subscriber gets it."""
+        if origin == subscription.subscriber.id and not subscription.echo:
+            return subscription.topic.own_payload(offset, fragment)
+        return subscription.topic.payload(offset, fragment)
+
+    def _falls_behind(self, offset: int, subscription: Subscription) -> None:
+        """Catch a subscriber up later, who does not take what it has been sent: from ``offset`` on."""
+        topic, subscriber = subscription.topic, subscription.subscriber
+        subscription.transport = None
+        subscription.offset = offset
+        topic.members.pop(subscription, None)
+        if topic.late is not None:
+            topic.late.pop(subscription, None)
+        if topic.behind is None:
+            topic.behind = {}
+        topic.behind[subscription] = None
+        if subscriber.behind is None:
+            subscriber.behind = {}
+        subscriber.behind[subscription] = None
+
+    def catch_up(self, subscriber: Owner) -> None:
+        """Tell a subscriber what it has missed of the topics that it is behind in, as far as it takes that."""
+        for subscription in list(subscriber.behind or ()):
+            if subscriber.is_blocked:
+                return
+            topic, since = subscription.topic, subscription.offset
+            if topic.epoch:
+                found = self.read(topic.name, Position(topic.epoch, since), None, MAX_MESSAGES, False)
+            else:
+                # It keeps nothing any more.
+                found = succeed(Slice(Position("", 0), reason="not_kept"))
+            found.addCallback(self._caught_up, subscription, since)
+
+    def _caught_up(self, found: Slice, subscription: Subscription, since: int) -> None:
+        topic, subscriber = subscription.topic, subscription.subscriber
+        client = subscriber.client
+        if subscriber.behind is None or subscription not in subscriber.behind or subscription.offset != since:
+            return
+        begun = perf_counter()
+        offset = since
+        if found.reason:
+            client.send_payloads([self._topic_event(topic, found.reason)])
+            offset = topic.offset
+        elif found.messages:
+            client.send_payloads([self._for(subscription, *message) for message in found.messages])
+            offset = found.messages[-1].offset
+        if client.transport is None or subscription not in (subscriber.behind or ()):
+            return
+        if offset >= topic.offset:
+            self._part(subscription)
+            again = Subscription(topic, subscriber, subscription.echo, subscription.watches)
+            self._take_in(again)
+            if again.watches:
+                self.tell_members(again)
+        else:
+            subscription.offset = offset
+            if not subscriber.is_blocked:
+                client.account.later(partial(self._go_on, subscriber))
+        client.account.spend(begun, perf_counter())
+
+    def _go_on(self, subscriber: Owner) -> None:
+        if subscriber.behind and not subscriber.is_blocked:
+            self.catch_up(subscriber)
+
+    def _topic_event(self, topic: Topic, reason: str = "") -> bytes:
+        """The event of another position on a live connection."""
+        event: dict[str, Any] = {"event": "topic", "topic": topic.name}
+        if topic.epoch:
+            event |= {"epoch": topic.epoch, "offset": topic.offset}
+        if reason:
+            event |= {"recovered": False, "reason": reason}
+        return write_json(event)
+
+    def presence(self, topic: str, change: Change, teller: Any) -> None:
+        """Tell of somebody who has come or gone, within a moment."""
+        self.watching.change(topic, self._topics.get(topic), change, teller)
+
+    def topic(self, name: str) -> Topic | None:
+        """The topic, where somebody here is subscribed to it."""
+        return self._topics.get(name)
+
+    # -- kinds and rights that change
+
+    def judge(self, may: Callable[[Subscriber, Subscription, Found], bool]) -> None:
+        """Judge every subscription by the kinds and rights of now, in as many turns as it takes.
+
+        :param may: whether a subscription goes on.
+        """
+        for topic in list(self._topics.values()):
+            self._renew(topic)
+        self._judge_some(deque(self.subscribers.values()), may)
+
+    def _renew(self, topic: Topic) -> None:
+        """Take over what the kind of a topic is now."""
+        found = self.kinds.find(topic.name)
+        if found is None:
+            for subscription in [*topic.members, *(topic.behind or ())]:
+                self.end(subscription, "kind_gone")
+            return
+        had_presence, was_kept = topic.found.kind.presence, bool(topic.epoch)
+        topic.found = found
+        subscriptions = [*topic.members, *(topic.behind or ())]
+        if found.kind.presence is not had_presence:
+            for subscription in subscriptions:
+                subscriber = subscription.subscriber
+                if had_presence:
+                    self.engine.leave(topic.name, subscriber.id)
+                else:
+                    self.engine.enter(topic.name, subscriber.id, subscriber.user, NO_STATE)
+        if topic.listening is not None:
+            return
+        self.engine.unlisten(topic.name)
+        self.engine.listen(topic.name, topic.kept).addCallback(self._renumbered, topic, was_kept)
+
+    def _renumbered(self, position: Position | None, topic: Topic, was_kept: bool) -> None:
+        epoch, offset = ("", 0) if position is None else self.told(position)
+        if (epoch, offset) == (topic.epoch, topic.offset):
+            return
+        topic.epoch, topic.offset = epoch, offset
+        event = self._topic_event(topic, "not_kept" if was_kept and not epoch else "")
+        for subscription in list(topic.members):
+            subscription.subscriber.client.send_payloads([event])
+        for subscription in list(topic.behind or ()):
+            self.catch_up(subscription.subscriber)
+
+    def _judge_some(
+        self, subscribers: deque[Subscriber], may: Callable[[Subscriber, Subscription, Found], bool]
+    ) -> None:
+        until = perf_counter() + SLICE
+        while subscribers:
+            subscriber = subscribers.popleft()
+            for subscription in list(subscriber.topics.values()):
+                if not may(subscriber, subscription, subscription.topic.found):
+                    self.end(subscription, "permission_denied")
+            if perf_counter() > until and subscribers:
+                self._batch.next_turn(partial(self._judge_some, subscribers, may))
+                return
+
+
+def _with_messages(result: dict[str, Any], messages: list[bytes], hold: Hold | None) -> dict[str, Any] | Written:
+    if hold is None:
+        result["messages"] = msgspec.Raw(b"[" + b",".join(messages) + b"]")
+        return result
+    written = Written()
+    written.write(write_json(result)[:-1] + b',"messages":[')
+    for place, message in enumerate(messages):
+        written.write(b"," + message if place else message)
+    written.write(b"]}")
+    written.hold = hold
+    return written

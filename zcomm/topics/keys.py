@@ -1,0 +1,100 @@
+"""The keys that make publishing safe to repeat (docs/protocol.rst, "Publishing")."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from hashlib import blake2b
+
+from zcomm.errors import Conflict
+from zcomm.interfaces import Position
+
+__all__ = ["KEPT", "Keys"]
+
+#: Seconds for which a key is known.
+KEPT = 300.0
+#: They are forgotten in so many parts, the oldest as a whole.
+PARTS = 10
+#: Bytes that a key takes, more or less.
+SIZE = 256
+#: The part of all keys that one user's may be.
+SHARE = 4
+
+#: The digest of what was published, and where it stands.
+Entry = tuple[bytes, Position | None]
+
+
+class _Part:
+    """The keys of a while."""
+
+    __slots__ = ("begun", "by_author", "entries")
+
+    def __init__(self, begun: float):
+        self.begun = begun
+        self.entries: dict[bytes, Entry] = {}
+        self.by_author: Counter[str] = Counter()
+
+
+class Keys:
+    """The keys of the last minutes, with what became of what was published under them.
+
+    Where there are too many the oldest are forgotten before their time.
+
+    :param memory: bytes that they may take.
+    :param seconds: the monotonic clock.
+    """
+
+    def __init__(self, memory: int, seconds: Callable[[], float]):
+        self._seconds = seconds
+        #: How many there may be in a part, and of one user.
+        self._room = max(16, memory // SIZE // PARTS)
+        self._share = max(4, self._room // SHARE)
+        self._parts: deque[_Part] = deque()
+
+    def find(self, author: str, key: str, digest: bytes) -> Entry | None:
+        """Look up what was published under ``key`` before.
+
+        :param digest: of what is published now (:func:`digest_of`).
+        :raises Conflict: where that is something else.
+        """
+        now = self._seconds()
+        while self._parts and self._parts[0].begun + KEPT + KEPT / PARTS <= now:
+            self._parts.popleft()
+        name = _name(author, key)
+        for part in reversed(self._parts):
+            entry = part.entries.get(name)
+            if entry is not None:
+                if part.begun + KEPT <= now:
+                    return None
+                if entry[0] != digest:
+                    raise Conflict(
+                        "_idempotencyKey: it was used to publish something else; use a key only for the same again",
+                        {"_idempotencyKey": "was used for something else"},
+                    )
+                return entry
+        return None
+
+    def keep(self, author: str, key: str, digest: bytes, position: Position | None) -> None:
+        """Remember what was published under ``key``."""
+        now = self._seconds()
+        parts = self._parts
+        if not parts or parts[-1].begun + KEPT / PARTS <= now or len(parts[-1].entries) >= self._room:
+            parts.append(_Part(now))
+            if len(parts) > PARTS + 1:
+                parts.popleft()
+        part = parts[-1]
+        if part.by_author[author] >= self._share:
+            # A user of so many keys would let others' be forgotten.
+            return
+        part.by_author[author] += 1
+        part.entries[_name(author, key)] = digest, position
+
+
+def _name(author: str, key: str) -> bytes:
+    # The lengths keep two users apart whose names and keys are the same text together.
+    return blake2b(f"{len(author)} {author}{key}".encode(), digest_size=16).digest()
+
+
+def digest_of(topic: str, data: bytes) -> bytes:
+    """The digest of what a client publishes, as it has sent it."""
+    return blake2b(topic.encode() + b"\n" + data, digest_size=16).digest()

@@ -1,0 +1,185 @@
+"""The side of topics of one connection: its subscriptions, and its commands in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+
+from zcomm.budget.account import Bucket
+from zcomm.budget.written import write_json
+from zcomm.errors import CommandError
+from zcomm.interfaces import ANONYMOUS, Identity
+from zcomm.peers import block_of
+from zcomm.topics.subscriptions import Subscription, TopicClient
+
+__all__ = ["Subscriber", "author_of", "sender_of"]
+
+
+class Home(Protocol):
+    """The hub, as a connection needs it."""
+
+    def lost(self, subscriber: Subscriber) -> None:
+        """End all subscriptions of a connection that is gone."""
+
+    def catch_up(self, subscriber: Subscriber) -> None:
+        """Tell it what it has missed."""
+
+    def tell_members(self, subscription: Subscription) -> None:
+        """Tell a subscription who is there."""
+
+
+class Subscriber:
+    """The side of topics of one connection.
+
+    :ivar id: the id of the connection, unique in all processes.
+    :ivar user: the name of its user.
+    :ivar author: whom its messages are charged to, and whose keys make them safe to repeat.
+    :ivar sender: the member of the JSON of its messages that tells who has sent them.
+    :ivar topics: its subscriptions, by topic.
+    """
+
+    __slots__ = (
+        "_hub",
+        "_lanes",
+        "author",
+        "behind",
+        "bucket",
+        "client",
+        "id",
+        "sender",
+        "stale",
+        "topics",
+        "user",
+        "waiting",
+    )
+
+    def __init__(self, hub: Home, client: TopicClient, number: str):
+        self._hub = hub
+        self.client = client
+        self.id = number
+        self.user = client.identity.name
+        self.author = author_of(client)
+        self.sender = sender_of(client.identity)
+        self.topics: dict[str, Subscription] = {}
+        self.bucket: Bucket | None = None
+        #: Commands on a topic for which an earlier one has to end first, by topic.
+        self._lanes: dict[str, deque[tuple[Deferred[Any], Callable[[], Any]]]] | None = None
+        #: Replies that wait until nothing else does.
+        self.waiting: deque[Deferred[None]] | None = None
+        self.behind: dict[Subscription, None] | None = None
+        #: Subscriptions that have missed who came and went.
+        self.stale: dict[Subscription, None] | None = None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its client does not take what it has been sent."""
+        transport = self.client.transport
+        return transport is None or transport.is_blocked
+
+    def is_busy(self, topic: str) -> bool:
+        """Whether a command on ``topic`` is under way."""
+        return self._lanes is not None and topic in self._lanes
+
+    def in_order(self, topic: str, run: Callable[[], Any]) -> Any:
+        """Run a command on ``topic``, behind those that came before it and are not done.
+
+        :returns: its result, or a Deferred of that. To cancel it is not to run it, or to cancel what it has begun.
+        """
+        lanes = self._lanes
+        if lanes is None or topic not in lanes:
+            result = run()
+            if isinstance(result, Deferred) and not result.called:
+                if lanes is None:
+                    lanes = self._lanes = {}
+                lanes[topic] = deque()
+                result.addBoth(self._next, topic)
+            return result
+        begun: list[Deferred[Any]] = []
+
+        def cancel(_: Deferred[Any]) -> None:
+            for deferred in begun:
+                deferred.cancel()
+
+        waiting: Deferred[Any] = Deferred(cancel)
+
+        def begin() -> Deferred[Any]:
+            running = _deferred(run)
+            begun.append(running)
+            running.addBoth(self._next, topic)
+            running.addBoth(lambda result: None if waiting.called else waiting.callback(result))
+            return running
+
+        lanes[topic].append((waiting, begin))
+        return waiting
+
+    def _next(self, result: Any, topic: str) -> Any:
+        """Go on with what waited for a command on ``topic``."""
+        lanes = self._lanes
+        lane = None if lanes is None else lanes.get(topic)
+        if lanes is None or lane is None:
+            return result
+        while lane:
+            waiting, begin = lane.popleft()
+            if not waiting.called:
+                begin()
+                return result
+        del lanes[topic]
+        return result
+
+    def when_free(self) -> Deferred[None]:
+        """Fires when nothing waits for the client any more that a large reply would have to wait behind."""
+        if not self.waiting and not self.is_blocked:
+            return succeed(None)
+        if self.waiting is None:
+            self.waiting = deque()
+        waiting: Deferred[None] = Deferred()
+        self.waiting.append(waiting)
+        return waiting
+
+    def drained(self) -> None:
+        """The client has taken all that waited for it: go on with what waits here."""
+        waiting = self.waiting
+        begun = perf_counter()
+        while waiting and not self.is_blocked:
+            first = waiting.popleft()
+            if not first.called:
+                first.callback(None)
+        if self.behind and not self.is_blocked:
+            self._hub.catch_up(self)
+        if self.stale and not self.is_blocked:
+            stale, self.stale = self.stale, None
+            for subscription in stale:
+                self._hub.tell_members(subscription)
+        self.client.account.spend(begun, perf_counter())
+
+    def lost(self) -> None:
+        """The client is gone."""
+        self._hub.lost(self)
+
+
+def author_of(client: Any) -> str:
+    """Whose messages a client publishes, where they are counted: its user's; without authentication, where nobody can
+    tell users apart, those of the addresses that share their limits with its own."""
+    if client.identity is ANONYMOUS:
+        return f"{client.identity.name} {block_of(client.peer)}"
+    name: str = client.identity.name
+    return name
+
+
+def sender_of(identity: Identity) -> bytes:
+    """The member of a message's JSON that tells who has sent it."""
+    return b',"from":' + write_json(identity.name)
+
+
+def _deferred(run: Callable[[], Any]) -> Deferred[Any]:
+    try:
+        result = run()
+    except CommandError as error:
+        failed: Deferred[Any] = Deferred()
+        failed.errback(error)
+        return failed
+    return result if isinstance(result, Deferred) else succeed(result)

@@ -1,0 +1,159 @@
+"""The topics of this process and the subscriptions to them: what the hub keeps of each (:mod:`zcomm.topics.hub`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from twisted.internet.defer import Deferred
+
+from zcomm.budget.account import Account
+from zcomm.interfaces import Identity, Kept, KeptMessage, Permissions
+from zcomm.topics.kinds import Found
+
+__all__ = ["Message", "Subscription", "Topic", "TopicClient", "encode_messages"]
+
+
+class TopicClient(Protocol):
+    """A connection, as far as topics look at it."""
+
+    identity: Identity
+    peer: str
+    account: Account
+    transport: Any
+    #: Its side of topics, a :class:`~zcomm.topics.subscriber.Subscriber`; ``None`` as long as it has none.
+    subscriber: Any
+
+    @property
+    def permissions(self) -> Permissions:
+        """Those of its server."""
+
+    def send_payloads(self, payloads: list[bytes]) -> None:
+        """Queue messages that are encoded already."""
+
+
+class Owner(Protocol):
+    """The connection of a subscription: a :class:`~zcomm.topics.subscriber.Subscriber`."""
+
+    id: str
+    client: TopicClient
+    topics: dict[str, Subscription]
+    behind: dict[Subscription, None] | None
+    stale: dict[Subscription, None] | None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its client does not take what it has been sent."""
+
+
+class Subscription:
+    """The part that a connection has in a topic.
+
+    It is told of messages as long as it has a transport. Whatever begins it anew makes another one, so that nothing
+    that is on its way to the old one reaches the new one.
+
+    :ivar echo: whether the connection's own messages come back whole.
+    :ivar watches: whether it is told who comes and goes.
+    :ivar offset: of one that is behind, the last message that it was sent.
+    """
+
+    __slots__ = ("echo", "offset", "subscriber", "topic", "transport", "watches")
+
+    def __init__(self, topic: Topic, subscriber: Owner, echo: bool, watches: bool):
+        self.topic = topic
+        self.subscriber = subscriber
+        self.echo = echo
+        self.watches = watches
+        self.offset = 0
+        self.transport: Any = subscriber.client.transport
+
+
+class Message(NamedTuple):
+    """A message that waits for the end of the turn.
+
+    :ivar fragment: the inside of its JSON.
+    :ivar origin: the connection that has published it.
+    """
+
+    payload: bytes
+    fragment: bytes
+    offset: int
+    origin: str
+    teller: Account | None
+
+
+class Topic:
+    """A topic that somebody here is subscribed to, or about to be.
+
+    :ivar epoch: the numbering as clients are told it, and ``offset``: behind the newest message. Both empty for one
+        that keeps none.
+    :ivar members: those who are told of messages as they come.
+    :ivar behind: those who are caught up once they have taken what they were sent.
+    :ivar watchers: those who are told who comes and goes.
+    :ivar quiet: those to whom their own messages do not come back, by connection.
+    :ivar late: those who have joined while messages wait for the end of the turn, and how many of these they know.
+    :ivar holders: how many are about to join.
+    :ivar is_detailed: whether watchers are told names.
+    """
+
+    __slots__ = (
+        "behind",
+        "begin",
+        "epoch",
+        "found",
+        "holders",
+        "is_detailed",
+        "late",
+        "listening",
+        "members",
+        "name",
+        "offset",
+        "pending",
+        "quiet",
+        "watchers",
+    )
+
+    def __init__(self, name: str, found: Found):
+        self.name = name
+        self.found = found
+        self.begin = b'{"event":"message","topic":"%s",' % name.encode()
+        self.epoch = ""
+        self.offset = 0
+        self.members: dict[Subscription, None] = {}
+        self.behind: dict[Subscription, None] | None = None
+        self.watchers: dict[Subscription, None] | None = None
+        self.quiet: dict[str, Subscription] | None = None
+        self.late: dict[Subscription, int] | None = None
+        self.pending: list[Message] | None = None
+        self.holders = 0
+        self.is_detailed = True
+        #: Fires when the engine delivers it; ``None`` from then on.
+        self.listening: list[Deferred[None]] | None = None
+
+    @property
+    def kept(self) -> Kept | None:
+        """The messages that it keeps."""
+        kind = self.found.kind
+        return Kept(kind.history, kind.keep) if kind.history else None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody needs it."""
+        return not (self.members or self.behind or self.holders)
+
+    def payload(self, offset: int, fragment: bytes) -> bytes:
+        """The event of a message."""
+        if not self.epoch:
+            return self.begin + fragment + b"}"
+        return b'%s"offset":%d,%s}' % (self.begin, offset, fragment)
+
+    def own_payload(self, offset: int, fragment: bytes) -> bytes:
+        """The event of a message, for who has published it and wants no echo."""
+        # A key stands first. Within it no quotation mark is without a backslash, so that it ends at the first one.
+        key = b"," + fragment.partition(b',"data":')[0] if fragment.startswith(b'"key":') else b""
+        return self.payload(offset, b'"own":true' + key)
+
+
+def encode_messages(messages: Iterable[KeptMessage]) -> list[bytes]:
+    """The messages of an answer, each as JSON."""
+    return [b'{"offset":%d,%s}' % (offset, fragment) for offset, fragment, _ in messages]
