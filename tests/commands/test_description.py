@@ -186,7 +186,15 @@ def test_contact_r26_the_limits_are_told_and_parts_can_be_asked_for():
         )
         return description.respond(Request(key="zDescribe", horizontal=horizontal), Someone("stranger"))
 
-    limits = {"message_size": 1048576, "json_depth": 64, "in_flight": 64, "command_timeout": 30.0, "read_rows": 10000}
+    limits = {
+        "message_size": 1048576,
+        "json_depth": 64,
+        "in_flight": 64,
+        "command_timeout": 30.0,
+        "read_rows": 10000,
+        "topics_per_client": 128,
+        "publish_rate": 100.0,
+    }
     assert respond("zDescribe")["limits"] == limits
     assert respond(["limits"]) == {"limits": limits}
     assert respond(["files", "limits"], Limits(message_size=5000)) == {

@@ -90,7 +90,7 @@ class TopicCommands:
         asked = parse_publish(request.horizontal)
         subscriber: Subscriber | None = getattr(client, "subscriber", None)
         found = self._topics.kinds.find(asked.topic)
-        if found is not None and (found.kind.allowing or found.kind.checking) and hasattr(client, "subscriber"):
+        if found is not None and (found.kind.allowing or found.kind.checking) and _hears(client):
             # Others of the same client may overtake it while the program looks at it.
             subscriber = self._subscriber(client, "zPublish")
             return subscriber.in_order(asked.topic, partial(self._publish, asked, client, subscriber))
@@ -224,9 +224,14 @@ class TopicCommands:
         return self._topics.check(client.identity, self._permissions, action, topic)
 
     def _subscriber(self, client: Any, key: str) -> Subscriber:
-        if not hasattr(client, "subscriber"):
-            raise Invalid(f"{key} needs a WebSocket connection: nothing can be told to who has none")
+        if not _hears(client):
+            raise Invalid(f"{key} needs a WebSocket connection: nothing is told over any other")
         return self._topics.hub.subscriber(client)
+
+
+def _hears(client: Any) -> bool:
+    """Whether a client can be told of messages: it is no call over HTTP."""
+    return getattr(client, "is_lasting", False) is True
 
 
 def _published(position: Position | None, topic: str) -> dict[str, Any]:

@@ -263,7 +263,7 @@ class _Call(Sender):
     """One command: a body, then its answer, which it carries for a :class:`~zcomm.bifrost.connection.Connection`."""
 
     #: Nothing is broadcast to it.
-    fd, window_bits = -1, 0
+    fd, window_bits, blocked = -1, 0, False
 
     def __init__(self, factory: BifrostFactory, identity: Identity, head: Head, length: int):
         self._factory = factory
