@@ -420,3 +420,79 @@ async def test_b6_one_hears_what_one_may_ask_for(tmp_path: Path, mode: str):
         server.forget()
         await server.stop()
     assert min(counts.values()) > 50, counts
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("mode", ["all", "changes"])
+@pytest_twisted.ensureDeferred
+async def test_whatever_others_do_no_hidden_field_is_heard(tmp_path: Path, mode: str):
+    """Random rights to fields and rows, random commands of each: no byte that a client gets has a value that is hidden
+    from it, nor names such a field, but where it named that itself."""
+    fields = ("alpha", "bravo", "charlie", "delta")
+    chosen = random.Random(mode)
+    declared = "\n".join(f"  {name}: {{type: str, default: {name}-default}}" for name in fields)
+    (tmp_path / "schema.yaml").write_text(
+        f"Notes:\n  id: {{type: int, pk: true}}\n  owner: str\n  code: {{type: str, unique: true}}\n{declared}"
+    )
+    hidden = {f"r{number}": {name for name in fields if chosen.random() < 0.4} for number in range(5)} | {"r5": set()}
+    policy: dict[str, Any] = {}
+    for role, names in hidden.items():
+        rights: dict[str, Any] = {"actions": "*"}
+        if names:
+            rights["fields"] = {"hide": sorted(names)}
+        if role in ("r1", "r2"):
+            rights["rows"] = {"owner": "$name"}
+            rights.setdefault("fields", {"readonly": ["code"]}).setdefault("hide", []).append("owner")
+            names.add("owner")
+        policy[role] = {"models": {"Notes": rights}}
+    server = Served(
+        tmp_path, policy=json.dumps(policy), broadcast=mode, config={"schemas": (tmp_path / "schema.yaml",)}
+    )
+    await server.start()
+    clients = {role: await server.client(token=server.store.add(f"u-{role}", role).token) for role in hidden}
+    asked: dict[str, str] = dict.fromkeys(clients, "")
+    changed = 0
+    for number in range(250):
+        role = chosen.choice([*clients])
+        names = [name for name in fields if chosen.random() < 0.4]
+        if chosen.random() < 0.8:
+            names = [name for name in names if name not in hidden[role]]
+        values: dict[str, Any] = {name: f"{name}-{number}" for name in names}
+        where = chosen.choice([{"id": chosen.randint(1, 30)}, {"id__in": [1, 2, 3]}, {}])
+        horizontal: dict[str, Any] = chosen.choice(
+            [
+                {"action": "create", "values": values | {"code": f"c{number}"}},
+                {"action": "create", "values": values | {"owner": f"u-{chosen.choice(['r1', 'r2'])}"}},
+                {"action": "update", "values": values, **({"where": where} if where else {"all": True})},
+                {"action": "update", "values": values, "where": {f"{name}__like": f"{name}-%" for name in names}},
+                {"action": "delete", "where": {"id": chosen.randint(1, 60)}},
+                {"action": "upsert", "values": values | {"code": f"c{number // 9}"}, "conflict_fields": ["code"]},
+                {"action": "read", "where": where, "fields": chosen.choice([None, ["id", *names]])},
+            ]
+        )
+        if horizontal["action"] != "read" and chosen.random() < 0.2:
+            horizontal["_idempotencyKey"] = chosen.choice("ab")
+        key = f"{horizontal['action']}_Notes"
+        asked[role] += json.dumps(horizontal)
+        clients[role].send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": f"n{number}"})
+        while (reply := await clients[role].next_json()).get("_requestId") != f"n{number}":
+            pass
+        assert reply.get("code") != "internal"
+        changed += "result" in reply and key != "read_Notes"
+    heard = 0
+    for role, client in clients.items():
+        told = json.dumps((await client.call("zDescribe", ["models"]))["result"])
+        assert not any(name in told for name in hidden[role])
+        frames = [item.payload.decode() for item in client.received if isinstance(item, Frame)]
+        heard += sum('"zKey"' in text for text in frames)
+        text = "\n".join(frames)
+        for name in hidden[role] - {"owner"}:
+            # What it said itself was refused, and its name stands in the error.
+            assert f"{name}-" not in text, (role, name)
+            if name not in asked[role]:
+                assert name not in text, (role, name)
+        if "owner" in hidden[role]:
+            assert '"owner"' not in text
+    assert changed > 100 and heard > 200, (changed, heard)
+    server.forget()
+    await server.stop()
