@@ -588,7 +588,7 @@ def twins(request: pytest.FixtureRequest, make_store: Any, tmp_path: Path) -> It
 
 @pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
-async def test_whatever_is_hidden_the_answers_are_the_same(twins: tuple[Store, Store]):
+async def test_whatever_is_hidden_the_answers_are_the_same(postgresql: Any, twins: tuple[Store, Store]):
     """Random rights and commands, to two servers that differ in nothing but what is hidden: what the client gets is the
     same to the byte, and so is what it did; no value that is hidden is in it, errors and what was kept included."""
     counts: Counter[str] = Counter()
