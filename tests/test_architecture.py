@@ -66,6 +66,8 @@ WITHOUT_IO = (
     "wire.frames_pure",
     "bifrost.messages",
     "bifrost.handshake",
+    "client.members",
+    "client.subscription",
     "commands.grammar",
     "data.filters",
     "data.requests",

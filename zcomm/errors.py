@@ -13,6 +13,7 @@
     │   └── InternalError
     ├── PortNotReady                nothing listened on a port in time, or no port is free
     ├── ConnectionLost              a client's call had no answer when the connection ended
+    ├── MessagesLost                a client's iteration over a topic does not get all of its messages
     └── ServiceError                a local server that cannot be started, stopped or found
         ├── UnknownService  ServiceNotInstalled  PortInUse  DataDirectoryError
         └── ServiceStartFailed  ServiceStartTimeout  ServiceStopFailed  ServiceStopTimeout
@@ -42,6 +43,7 @@ __all__ = [
     "HandshakeRefused",
     "InternalError",
     "Invalid",
+    "MessagesLost",
     "NotFound",
     "NotListening",
     "PermissionDenied",
@@ -395,6 +397,23 @@ class ConnectionLost(ZCommError):
 
     def __str__(self) -> str:
         return f"the connection ended with {self.close_code}" + (f": {self.reason}" if self.reason else "")
+
+
+class MessagesLost(ZCommError):
+    """Messages of a topic are missing from here on where a client iterates over them.
+
+    :ivar topic: the name of the topic.
+    :ivar reason: the server's word for why it no longer has them (``epoch``, ``history_lost``, ``too_old``,
+        ``too_many``, ``not_kept``), or ``too_slow``: the iteration let too many wait.
+    """
+
+    def __init__(self, topic: str, reason: str):
+        super().__init__(topic, reason)
+        self.topic = topic
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"messages of {self.topic} are missing: {self.reason}"
 
 
 def command_error(message: Mapping[str, object]) -> CommandError:

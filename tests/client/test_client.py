@@ -28,7 +28,7 @@ from twisted.internet.task import Clock, LoopingCall
 from zcomm import errors
 from zcomm.client import Client, connect
 from zcomm.client.calls import Calls
-from zcomm.client.client import retry_delay
+from zcomm.client.repeated import retry_delay
 from zcomm.wire.frames import header
 
 Join = Callable[..., Any]

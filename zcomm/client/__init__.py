@@ -11,5 +11,21 @@
 """
 
 from zcomm.client.client import Client, connect
+from zcomm.client.members import PresenceNews
+from zcomm.client.subscription import Continuity, Message, Subscribed, Unsubscribed
+from zcomm.client.topics import History, Position, Presence, Published, Topic
 
-__all__ = ["Client", "connect"]
+__all__ = [
+    "Client",
+    "Continuity",
+    "History",
+    "Message",
+    "Position",
+    "Presence",
+    "PresenceNews",
+    "Published",
+    "Subscribed",
+    "Topic",
+    "Unsubscribed",
+    "connect",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,19 +17,20 @@ from twisted.python.failure import Failure
 
 from zcomm.client import requests
 from zcomm.client.calls import Calls
+from zcomm.client.listeners import Listeners
 from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
+from zcomm.client.repeated import retry_delay
 from zcomm.client.tls import verified
+from zcomm.client.topics import EVENTS as TOPIC_EVENTS
+from zcomm.client.topics import Topic, Topics
 from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
-from zcomm.runtime.deferreds import Waiters, awaited
-from zcomm.text import did_you_mean
+from zcomm.runtime.deferreds import Waiters
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.frames import depth_within
 
-__all__ = ["Client", "connect", "retry_delay"]
+__all__ = ["Client", "connect"]
 
-#: Seconds: the most a first retry waits, and the most any does.
-FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 #: Seconds a connection must have lasted for the next loss to be a first one.
 STEADY_AFTER = 5.0
 #: Seconds of silence after which the server is asked whether it is there, and the time it has to answer.
@@ -42,15 +42,6 @@ MOST_CALLS = 64
 #: What a program may listen to.
 HEARD = ("broadcast", "display", "service", "state", "close", "error")
 _EVENTS = ("ask", "ask_closed", "display", "progress", "service")
-
-
-def retry_delay(attempt: int, chance: Callable[[], float] = random.random) -> float:
-    """Seconds before retry number ``attempt`` (from 1): anywhere below a bound that doubles up to 30 s.
-
-    Full jitter: a thousand clients that lost the same server do not come back in the same moment.
-    """
-    bound: float = min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempt - 1, 16))
-    return chance() * bound
 
 
 def connect(
@@ -119,7 +110,13 @@ class Client:
             most=MOST_CALLS,
             ask=lambda: self._call("ping", None, LONGEST, urgent=True),
         )
-        self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
+        self._listeners = Listeners(HEARD, self)
+        self._topics = Topics(
+            reactor,
+            lambda key, horizontal, timeout=None: self._command((key, horizontal), {"timeout": timeout}),
+            lambda: self.state,
+            lambda timeout: self._timeout if timeout is None else _seconds(timeout),
+        )
         self._protocol: ClientProtocol | None = None
         #: Attempts since a connection last held. One that is accepted and dropped counts.
         self._attempts = 0
@@ -180,6 +177,8 @@ class Client:
         self.state = "disconnected"
         self._stop()
         self._connecting.fail(failure)
+        error = failure.value
+        self._topics.ended(error if isinstance(error, ConnectionLost) else ConnectionLost(1006, str(error)))
 
     def _stop(self) -> Deferred[None]:
         """Stop the service that keeps the connection up; fires when it is gone.
@@ -213,14 +212,16 @@ class Client:
         """Close for good: waiting calls fail, nothing comes back. Fires when the connection is gone."""
         if self.state != "disconnected":
             self.state = "disconnected"
-            self._emit("state", self.state)
+            self._listeners.emit("state", self.state)
         gone = ConnectionLost(1000, "disconnect() was called")
         self._calls.fail_all(gone)
         self._prompts.drop_all()
         self._connecting.fail(gone)
         if self._protocol is not None:
             self._protocol.sendClose(1000)
-        return self._stop()
+        stopping = self._stop()
+        self._topics.ended(gone, by_program=True)
+        return stopping
 
     def opened(self, protocol: ClientProtocol) -> None:
         """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in.
@@ -250,7 +251,8 @@ class Client:
         self.state = "connected"
         if self._protocol is not None:
             self._beating = self._reactor.callLater(HEARTBEAT, self._beat, self._protocol)
-        self._emit("state", self.state)
+        self._topics.came_back()
+        self._listeners.emit("state", self.state)
         self._connecting.fire(self)
 
     def _beat(self, protocol: ClientProtocol) -> None:
@@ -279,14 +281,15 @@ class Client:
         if before != "disconnected":
             # First of all, so that whoever hears of it and sends again is told that it cannot be.
             self.state = "disconnected" if final else "reconnecting"
+        self._topics.lost()
         self._calls.fail_all(error)
         self._prompts.drop_all()
         if before == "disconnected":
             return
         if final:
             self._give_up(Failure(error))
-        self._emit("close", error)
-        self._emit("state", self.state)
+        self._listeners.emit("close", error)
+        self._listeners.emit("state", self.state)
 
     # -- commands
 
@@ -356,6 +359,26 @@ class Client:
         key = payload.get("zKey", payload.get("cmd"))
         return self._command((key, payload.get("zHorizontal", key)), {**options, "timeout": timeout})
 
+    def topic(
+        self,
+        name: str,
+        *,
+        presence: bool = False,
+        last: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        echo: bool = True,
+    ) -> Topic:
+        """The :class:`~zcomm.client.Topic` of that name, one for each name. Nothing is sent yet.
+
+        :param presence: whether to be told who is in it.
+        :param last: how many of the newest messages a subscription begins with, 1,000 at most.
+        :param state: what the others see of this client; a small JSON object.
+        :param echo: whether its own messages come with their data; without, they come as ``own``.
+
+        Other options than before count from the next ``subscribe()`` on.
+        """
+        return self._topics.topic(name, presence=presence, last=last, state=state, echo=echo)
+
     def _command(self, command: tuple[Any, Any], options: dict[str, Any]) -> Deferred[Any]:
         """Send one command, once: whether a call that got no answer was carried out, nobody knows, so it is the
         caller who decides to repeat it (safely, with an ``idempotency_key``)."""
@@ -415,40 +438,37 @@ class Client:
         try:
             message = msgspec.json.decode(payload)
         except (msgspec.DecodeError, RecursionError):
-            self._emit("broadcast", payload.decode("utf-8", "replace"))
+            self._listeners.emit("broadcast", payload.decode("utf-8", "replace"))
             return
         if isinstance(message, dict) and "_requestId" in message and ("result" in message or "error" in message):
             self._calls.settle(message)
         elif isinstance(message, dict) and message.get("event") in _EVENTS:
             self._event(message["event"], message)
+        elif _is_of_topic(message):
+            self._topics.heard(message)
         elif isinstance(message, dict) and _is_error(message):
             # The answer to something that was no message at all.
             self._log.warn("the server said: {reason}", reason=str(message["error"])[:200])
-            self._emit("error", command_error(message))
+            self._listeners.emit("error", command_error(message))
         else:
-            self._emit("broadcast", message)
+            self._listeners.emit("broadcast", message)
 
     def _event(self, event: str, message: dict[str, Any]) -> None:
         if event == "progress":
             listener = self._calls.progress(message)
             if listener is not None:
-                self._tell(listener)
+                self._listeners.tell(listener)
         elif event == "ask":
             self._prompts.ask(message)
         elif event == "ask_closed":
             self._prompts.taken_back(message)
         else:
-            self._emit(event, message)
+            self._listeners.emit(event, message)
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
         """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
         server, where it answers no call); returns the function that ends it."""
-        if event not in HEARD:
-            raise ValueError(f"there is no event of that name{did_you_mean(event, HEARD, or_list=True)}")
-        if not callable(listener):
-            raise TypeError(f"a listener is a function, not {type(listener).__name__}")
-        self._listeners.setdefault(event, []).append(listener)
-        return lambda: self._remove(event, listener)
+        return self._listeners.on(event, listener)
 
     def on_broadcast(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
         """Call ``listener`` with each broadcast; returns the function that ends it.
@@ -459,7 +479,7 @@ class Client:
 
     def remove_broadcast_listener(self, listener: Callable[[Any], Any]) -> None:
         """Call ``listener`` no more."""
-        self._remove("broadcast", listener)
+        self._listeners.remove("broadcast", listener)
 
     def on_display(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
         """Call ``listener`` with each ``{"display": …, "data": …}``; returns the function that ends it."""
@@ -472,26 +492,19 @@ class Client:
             raise TypeError(f"what answers prompts is a function or None, not {type(answer).__name__}")
         self._answer = answer
 
-    def _remove(self, event: str, listener: Callable[[Any], Any]) -> None:
-        listeners = self._listeners.get(event, [])
-        if listener in listeners:
-            listeners.remove(listener)
-
-    def _emit(self, event: str, *arguments: Any) -> None:
-        for listener in list(self._listeners.get(event, ())):
-            self._tell(listener, *arguments)
-
-    def _tell(self, listener: Callable[..., Any], *arguments: Any) -> None:
-        """One listener that raises keeps none of the others from hearing."""
-        maybeDeferred(lambda: awaited(listener(*arguments))).addErrback(
-            lambda failure: self._log.failure("a listener of {client} failed", failure, client=self)
-        )
-
 
 def _seconds(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 2**31:
         raise TypeError(f"timeout is a number of seconds above 0, not {timeout!r:.60}")
     return timeout
+
+
+def _is_of_topic(message: Any) -> bool:
+    """Whether it is an event of a topic, and not what a program broadcasts."""
+    if not isinstance(message, dict):
+        return False
+    event = message.get("event")
+    return isinstance(event, str) and event in TOPIC_EVENTS and isinstance(message.get("topic"), str)
 
 
 def _is_error(message: dict[str, Any]) -> bool:

@@ -63,7 +63,7 @@ def could_double(payload: bytes) -> bool:
     """Whether the command in ``payload``, sent again, could make a change a second time."""
     try:
         key = _read_name(payload).zKey
-        if not isinstance(key, str) or not key.startswith(_CHANGES):
+        if not isinstance(key, str) or not (key.startswith(_CHANGES) or key == "zPublish"):
             return False
         _read_keyed(payload)
     except (msgspec.ValidationError, RecursionError):

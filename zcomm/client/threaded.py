@@ -11,11 +11,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
-from zcomm.client import client as deferred
+from zcomm import client as deferred
+from zcomm.client import History, Message, Position, Published, Subscribed
 from zcomm.runtime.thread import blocking
 from zcomm.runtime.workers import Workers
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "Topic", "connect"]
 
 _THREAD = "zcomm-listener"
 
@@ -128,6 +129,19 @@ class Client:
         """Send any command; returns its result. See :meth:`zcomm.client.Client.send`."""
         return self._heard_to_the_end(self._client.send, payload, timeout, **options)
 
+    def topic(
+        self,
+        name: str,
+        *,
+        presence: bool = False,
+        last: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        echo: bool = True,
+    ) -> Topic:
+        """The :class:`Topic` of that name; see :meth:`zcomm.client.Client.topic`."""
+        topic = blocking(self._client.topic, name, presence=presence, last=last, state=state, echo=echo)
+        return Topic(topic, self._in_thread)
+
     # -- what arrives
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
@@ -183,6 +197,126 @@ class Client:
             return self._listening.run(None, lambda: None).addBoth(lambda _: result)
 
         return blocking(lambda: method(*args, **options).addBoth(told))
+
+
+class Topic:
+    """One topic, as :class:`zcomm.client.Topic` is, for any thread; made by :meth:`Client.topic`.
+
+    Listeners are called in the same thread as the client's. Iterated over (``for message in topic``), it subscribes
+    and waits for each message; the iteration ends with the subscription, and raises
+    :class:`~zcomm.errors.MessagesLost` where messages are missing.
+
+    :ivar name: its name.
+    :ivar presence: its members.
+    """
+
+    def __init__(self, topic: deferred.Topic, in_thread: Callable[[Callable[..., Any]], Callable[..., Any]]):
+        self.name = topic.name
+        self.presence = Presence(topic.presence)
+        self._topic = topic
+        self._in_thread = in_thread
+
+    def __repr__(self) -> str:
+        return repr(self._topic)
+
+    def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Call ``listener`` at each ``message``, ``continuity``, ``presence``, ``subscribed`` or ``unsubscribed``;
+        returns the function that ends it."""
+        stop = blocking(self._topic.on, event, self._in_thread(listener) if callable(listener) else listener)
+        return lambda: blocking(stop)
+
+    def subscribe(self, *, timeout: float | None = None) -> Subscribed:
+        """Subscribe; returns where the subscription begins."""
+        return blocking(self._topic.subscribe, timeout=timeout)
+
+    def unsubscribe(self, *, timeout: float | None = None) -> None:
+        """Unsubscribe; nothing comes any more."""
+        blocking(self._topic.unsubscribe, timeout=timeout)
+
+    @property
+    def state(self) -> str:
+        """``unsubscribed``, ``subscribing`` (on whichever connection) or ``subscribed``."""
+        return self._topic.state
+
+    @property
+    def position(self) -> Position | None:
+        """The place of the last message; ``None`` where none are kept."""
+        return blocking(lambda: self._topic.position)
+
+    def publish(self, data: Any, *, idempotency_key: str | None = None, timeout: float | None = None) -> Published:
+        """Publish a message, once; returns its place. See :meth:`zcomm.client.Topic.publish`."""
+        return blocking(self._topic.publish, data, idempotency_key=idempotency_key, timeout=timeout)
+
+    def history(
+        self,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+        since: Mapping[str, Any] | None = None,
+        before: Mapping[str, Any] | int | None = None,
+        timeout: float | None = None,
+    ) -> History:
+        """The messages that the server has kept; see :meth:`zcomm.client.Topic.history`."""
+        return blocking(self._topic.history, limit=limit, reverse=reverse, since=since, before=before, timeout=timeout)
+
+    def __iter__(self) -> Messages:
+        return Messages(self._topic)
+
+
+class Presence:
+    """The members of a topic, as :class:`zcomm.client.Presence` has them."""
+
+    def __init__(self, presence: deferred.Presence):
+        self._presence = presence
+
+    @property
+    def members(self) -> dict[str, dict[str, Any]] | None:
+        """The connections of each user and the state of each; ``None`` where it is not known, as in large topics."""
+        return blocking(lambda: self._presence.members)
+
+    @property
+    def connection(self) -> str | None:
+        """The name of one's own connection among the members; ``None`` where it is not known."""
+        return self._presence.connection
+
+    @property
+    def users(self) -> int:
+        """The number of users."""
+        return self._presence.users
+
+    @property
+    def connections(self) -> int:
+        """The number of their connections."""
+        return self._presence.connections
+
+    def set_state(self, state: Mapping[str, Any], *, timeout: float | None = None) -> None:
+        """Let the others see ``state``; see :meth:`zcomm.client.Presence.set_state`."""
+        blocking(self._presence.set_state, state, timeout=timeout)
+
+
+class Messages:
+    """An iteration over the messages of a topic, which waits for each."""
+
+    def __init__(self, topic: deferred.Topic):
+        self._messages = blocking(topic.__aiter__)
+
+    def __iter__(self) -> Messages:
+        return self
+
+    def __next__(self) -> Message:
+        try:
+            return blocking(lambda: Deferred.fromCoroutine(self._messages.__anext__()))
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def __del__(self) -> None:
+        # In whichever thread it is dropped; what it has not read is for the next one.
+        from twisted.internet import reactor as installed
+
+        messages = getattr(self, "_messages", None)
+        if messages is not None:
+            reactor: Any = installed
+            reactor.callFromThread(messages.close)
 
 
 def _answered(answer: Callable[[dict[str, Any]], Any], prompt: dict[str, Any]) -> Any:
