@@ -218,6 +218,20 @@ async def test_rights_to_rows_go_by_hidden_and_read_only_fields(crud: Crud):
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_is_hidden_and_long_is_not_written_for_others(crud: Crud):
+    """It would take as long as it is large, and be too much to be told; that there is something to read is."""
+    await hire(crud)
+    policy = "clerk: {models: {Employees: {actions: '*', fields: {hide: [notes]}}}}"
+    crud = Crud(crud.store, policy)
+    for notes, is_known in ((["x" * 60_000], True), (["x" * 70_000], False), (["x" * 12_000_000], False)):
+        await crud.store.update(1, "Employees", {"id": "ann"}, {"notes": notes})
+        outcome = await crud.ask(
+            "clerk", "upsert_Employees", values={"id": "ann", "name": "ann"}, conflict_fields=["id"]
+        )
+        assert outcome.is_known is is_known and "notes" not in outcome.result and outcome.told is not None
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_kept_result_has_no_more_than_one_may_see(crud: Crud):
     """Of two roles of one user each gets the answer to the same key as it may see it, whoever was the first."""
     await hire(crud)

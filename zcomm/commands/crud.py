@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.python.failure import Failure
 
@@ -40,8 +41,8 @@ NEEDED = {**{action: (action,) for action in RIGHTS["model"]}, "upsert": ("creat
 
 #: The key of the number of rows, where the answer is no more than that.
 _COUNTS = {"update": "updated", "delete": "deleted"}
-#: The actions whose answer is a row.
-_ROWS = ("create", "upsert")
+#: Bytes of a value that is more than others are told.
+_LONG = 64 * 1024
 #: The types of values that rights to rows go by: those that are the same in Python and in JSON.
 _PLAIN = frozenset({bool, float, int, str, type(None)})
 
@@ -136,12 +137,18 @@ class StoreCrud:
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
         audience = audience_of(command.action, command.model, told)
-        whole = None
-        if fields.hide and isinstance(result, dict) and command.action in _ROWS:
-            # Of the others each hears what it may see itself.
+        is_known, whole = result is not None, None
+        if fields.hide and isinstance(result, dict):
+            # Of the others each hears what it may see itself. The reply does not tell how large that is.
+            is_known = not any(_is_long(value) for name, value in result.items() if name in fields.hide)
             whole = {"result": result}
             result = {name: value for name, value in result.items() if name not in fields.hide}
-        return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None, told=whole)
+        return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=is_known, told=whole)
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a value of a row is too much to be told to others. Long ones are JSON already."""
+    return type(value) is Raw and memoryview(value).nbytes > _LONG
 
 
 def _counted(done: Done, command: Command) -> Outcome:
