@@ -927,7 +927,11 @@ class Topic {
     if (!isAsked || !this.#client.isOpen()) return Promise.resolve();
     const settle = toSettle();
     this.#leave({
-      resolve: settle.resolve,
+      resolve: () => {
+        // What the server had put it in before it heard of this is over as well.
+        if (this.#isGiven && !this.#isWanted) this.#finish('unsubscribe');
+        settle.resolve();
+      },
       reject: (error) => {
         if (error instanceof ConnectionLost) settle.resolve();
         else settle.reject(error);
@@ -1050,7 +1054,7 @@ class Topic {
   static closed(topic, failure, isOwn) {
     clearTimeout(topic.#timer);
     topic.#isJoined = topic.#isGiven = false;
-    topic.#asked = topic.#question = null;
+    topic.#asked = null;
     if (failure === undefined) return;
     // The end of the connection is told elsewhere: who does not look at this promise need not.
     topic.#settle?.promise.catch(() => {});
@@ -1140,6 +1144,12 @@ class Topic {
       // What stood before stands on, without the options that the server does not take.
       this.#options = this.#accepted;
       this.#ask();
+    } else if (this.#isGiven) {
+      // The server has put it in all the same, and does not say what was missed.
+      this.#isWanted = false;
+      this.#isJoined = true;
+      this.#position = undefined;
+      if (this.#hasStood) this.#tellContinuity({ recovered: false, reason: error.code });
     } else {
       // It may have come too late, and not have been refused.
       if (error instanceof RequestTimeout) this.#leave();

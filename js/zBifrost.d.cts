@@ -251,7 +251,8 @@ export interface History<T = any> {
   messages?: TopicMessage<T>[];
   /** Whether there are others beyond `limit`. */
   more?: boolean;
-  recovered?: false;
+  /** Where `since` or `before` were given: false where they are of a numbering that is over. */
+  recovered?: boolean;
   reason?: string;
 }
 

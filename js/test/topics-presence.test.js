@@ -77,6 +77,33 @@ describe('presence', () => {
     assert.equal(room.presence.users, 7);
   });
 
+  it('takes what begins before and ends after what it knows, without a question', async () => {
+    const { net, room } = await crowd();
+    const event = { event: 'presence', topic: 'room:1', after: 2, version: 7, users: 4, connections: 6 };
+    net.last.say({ ...event, joined: { ann: { x6: {} } }, left: { nobody: ['x0'] } });
+    assert.deepEqual(Object.keys(room.presence.members), ['me', 'bob', 'eve', 'ann']);
+    assert.equal(room.presence.users, 4);
+    assert.deepEqual(sent(net, 'zPresence'), []);
+  });
+
+  it('takes no answer that is older than what it knows, or comes while it is asked for anew', async () => {
+    const { net, client, server, room } = await crowd();
+    server.isLazy = true;
+    room.presence.setState({ a: 1 });
+    const event = { event: 'presence', topic: 'room:1', after: 5, version: 9, users: 7, connections: 7 };
+    net.last.say({ ...event, joined: {} });
+    server.deliver(net.last);
+    assert.equal(room.presence.users, 7);
+    room.presence.setState({ a: 2 });
+    server.topic('room:1').version = 20;
+    client.topic('room:1', { echo: false });
+    room.subscribe();
+    server.deliver(net.last);
+    assert.equal(room.presence.users, 7);
+    server.deliver(net.last);
+    assert.equal(room.presence.users, 3);
+  });
+
   it('asks anew where the answer is older than what it has heard of', async () => {
     const { net, server, room } = await crowd();
     server.isLazy = true;
@@ -177,6 +204,13 @@ describe('presence', () => {
     assert.equal(told.length, 2);
     await reconnect(net);
     assert.deepEqual(net.last.sent[0].zHorizontal.state, { a: 1 });
+    server.refuse = () => undefined;
+    await room.presence.setState({ a: 2 });
+    server.refuse = ({ zKey }) => zKey === 'zPresence' && { code: 'invalid' };
+    room.presence.setState({ large: true });
+    await settle();
+    await reconnect(net);
+    assert.deepEqual(net.last.sent[0].zHorizontal.state, { a: 2 });
     await assert.rejects(room.presence.setState([]), TypeError);
     await assert.rejects(room.presence.setState({ a: NaN }), TypeError);
     await assert.rejects(room.presence.setState(), TypeError);

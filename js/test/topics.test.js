@@ -54,24 +54,25 @@ describe('a topic', () => {
   it('is kept while somebody listens or wants it, and forgotten where nobody has it', async () => {
     setFlagsFromString('--expose-gc');
     const collect = runInNewContext('gc');
-    const { client, server } = await withTopics();
+    const { net, client, server } = await withTopics();
     const told = [];
     client.topic('heard').on('message', ({ data }) => told.push(data));
     const ends = [client.topic('unheard').on('message', () => {}), client.topic('store').presence.subscribe(() => {})];
     await client.topic('wanted').subscribe();
-    const names = ['unheard', 'left', 'heard', 'store', 'wanted'];
+    net.last.say({ event: 'subscribed', topic: 'given', epoch: 'e1.s1', offset: 0 });
+    const names = ['unheard', 'left', 'heard', 'store', 'wanted', 'given'];
     const kept = () => names.filter((name) => topics.get(name).deref() !== undefined);
     const topics = new Map(names.map((name) => [name, new WeakRef(client.topic(name))]));
     await settle();
     collect();
     await settle();
-    assert.deepEqual(kept(), ['unheard', 'heard', 'store', 'wanted']);
+    assert.deepEqual(kept(), ['unheard', 'heard', 'store', 'wanted', 'given']);
     ends.splice(0).forEach((end) => end());
     await client.topic('wanted').unsubscribe();
     await settle();
     collect();
     await settle();
-    assert.deepEqual(kept(), ['heard']);
+    assert.deepEqual(kept(), ['heard', 'given']);
     await client.topic('heard').subscribe();
     server.publish('heard', 1);
     await settle();
@@ -128,6 +129,25 @@ describe('subscribing', () => {
     await settle();
     assert.deepEqual(texts(told), [1, 2]);
     assert.deepEqual(Object.keys(room.presence.members), ['me']);
+  });
+
+  it('with other options while one is under way has those', async () => {
+    const { net, client, server } = await withTopics();
+    server.isLazy = true;
+    const room = client.topic('room:1');
+    const first = watch(room.subscribe());
+    client.topic('room:1', { presence: true });
+    const second = watch(room.subscribe());
+    server.deliver(net.last); // the answer to what is no longer asked
+    await settle();
+    assert.deepEqual([first.state, room.state], ['pending', 'subscribing']);
+    while (server.deliver(net.last)) await settle();
+    assert.deepEqual([first.value, second.value, room.presence.users], [room, room, 1]);
+    client.topic('room:1', { presence: false });
+    room.subscribe();
+    while (server.deliver(net.last)) await settle();
+    net.last.say({ event: 'presence', topic: 'room:1', after: 0, version: 99, joined: {}, users: 9, connections: 9 });
+    assert.deepEqual(room.presence.getSnapshot(), { members: undefined, users: 0, connections: 0 });
   });
 
   it('waits for a connection, and comes before what was published meanwhile', async () => {
@@ -383,6 +403,40 @@ describe('after a reconnect a topic', () => {
     assert.equal(sent(net, 'zSubscribe').length, before);
   });
 
+  it('asks again after longer and longer, and at once where the program does or another connection stands', async () => {
+    const { net, client, server } = await withTopics();
+    const room = client.topic('room:1');
+    room.on('error', () => {});
+    await room.subscribe();
+    mock.method(Math, 'random', () => 1);
+    server.refuse = () => ({ code: 'unavailable', retryable: true });
+    await reconnect(net);
+    const asked = () => net.last.sent.length;
+    for (const [wait, after] of [
+      [499, 1],
+      [1, 2],
+      [999, 2],
+      [1, 3],
+      [2000, 4],
+    ]) {
+      mock.timers.tick(wait);
+      await settle();
+      assert.equal(asked(), after, wait);
+    }
+    server.refuse = () => undefined;
+    await room.subscribe();
+    mock.timers.tick(20_000);
+    await settle();
+    assert.equal(asked(), 5);
+    server.refuse = () => ({ code: 'unavailable', retryable: true });
+    await reconnect(net);
+    server.refuse = () => undefined;
+    await reconnect(net);
+    mock.timers.tick(20_000);
+    await settle();
+    assert.equal(asked(), 1);
+  });
+
   it('tells the errors of the client where nobody listens for its own', async () => {
     const { net, client, server } = await withTopics();
     const errors = [];
@@ -493,6 +547,33 @@ describe('on a standing connection', () => {
     );
   });
 
+  it('another epoch for more than was heard is a gap as well, and a gap is told with the newest', async () => {
+    const { net, client, server } = await withTopics();
+    const room = client.topic('room:1');
+    await room.subscribe();
+    const told = tellings(room, ['message', 'continuity']);
+    server.loses = () => true;
+    server.publish('room:1', 1);
+    net.last.say({ event: 'topic', topic: 'room:1', epoch: 'e1.s1', offset: 1 });
+    await settle();
+    assert.deepEqual(
+      told.map(([, { data, recovered }]) => data ?? recovered),
+      [true, 1],
+    );
+    client.topic('room:1', { last: 1 });
+    await room.subscribe();
+    server.publish('room:1', 2);
+    server.publish('room:1', 3);
+    server.trim('room:1', 1);
+    server.loses = () => false;
+    server.publish('room:1', 4);
+    await settle();
+    assert.deepEqual(
+      told.slice(3).map(([, { data, reason }]) => data ?? reason),
+      ['gap', 4],
+    );
+  });
+
   it('a gap is closed from what is kept, or told', async () => {
     for (const [left, expected] of [
       [100, [true, 1, 2, 3, 4]],
@@ -528,6 +609,21 @@ describe('on a standing connection', () => {
     assert.equal(sent(net, 'zSubscribe').length, 1);
     await room.subscribe();
     assert.equal(room.state, 'subscribed');
+  });
+
+  it('the end that the server makes ends what the client asks by itself, and not what the program asks after it', async () => {
+    const { net, client, server } = await withTopics();
+    const [room, other] = [client.topic('room:1'), client.topic('room:2')];
+    await Promise.all([room.subscribe(), other.subscribe()]);
+    server.isDeaf = true;
+    for (const topic of ['room:1', 'room:2']) {
+      net.last.say({ event: 'message', topic, offset: 9, data: 'a gap' });
+    }
+    const again = watch(other.subscribe());
+    for (const topic of ['room:1', 'room:2']) net.last.say({ event: 'unsubscribed', topic, reason: 'ended' });
+    while (server.hear(net.last)) await settle();
+    assert.deepEqual([room.state, other.state, again.state], ['unsubscribed', 'subscribed', 'resolved']);
+    assert.deepEqual([...server.topic('room:1').inside], []);
   });
 
   it('unsubscribing ends all of it at once, also without a connection', async () => {
@@ -610,6 +706,61 @@ describe('a topic that the server puts the client into', () => {
     }
   });
 
+  it('is asked for from the last message where that was heard', async () => {
+    const { net, client, server } = await withTopics();
+    const told = tellings(client.topic('user:me', { last: 5 }), ['message']);
+    net.last.say(given(0));
+    server.publish('user:me', 1);
+    net.last.say(message(1));
+    net.last.say(given(1)); // again, which changes nothing
+    assert.deepEqual(net.last.sent, []);
+    server.publish('user:me', 2);
+    await client.topic('user:me').subscribe();
+    assert.deepEqual(sent(net, 'zSubscribe'), [{ topic: 'user:me', since: { epoch: 'e1.s1', offset: 1 } }]);
+    assert.deepEqual(texts(told), [1, 2]);
+  });
+
+  it('goes on, with a hole that is told, where the server lets nobody ask for it', async () => {
+    const { net, client, server } = await withTopics();
+    net.last.say(given(0));
+    const own = client.topic('user:me');
+    const told = tellings(own, ['message', 'continuity', 'unsubscribed']);
+    server.refuse = () => ({ code: 'permission_denied' });
+    await reconnect(net);
+    net.last.say(given(3));
+    await settle();
+    net.last.say(message(5));
+    net.last.say(message(6));
+    await assert.rejects(own.subscribe(), { code: 'permission_denied' });
+    net.last.say(message(7));
+    assert.deepEqual(
+      told.map(([, { data, reason }]) => data ?? reason),
+      ['permission_denied', 5, 6, 'permission_denied', 7],
+    );
+    assert.equal(sent(net, 'zSubscribe').length, 2);
+  });
+
+  it('is read by a loop without being asked for', async () => {
+    const { net, client } = await withTopics();
+    net.last.say(given(0));
+    const reader = client.topic('user:me')[Symbol.asyncIterator]();
+    net.last.say(message(1));
+    assert.equal((await reader.next()).value.data, 1);
+    assert.deepEqual(net.last.sent, []);
+  });
+
+  it('is left with what was said before the server heard of it', async () => {
+    const { net, client, server } = await withTopics();
+    net.last.say(given(0));
+    server.isLazy = true;
+    const own = client.topic('user:me');
+    const left = own.unsubscribe();
+    net.last.say(given(0));
+    server.deliver(net.last);
+    await left;
+    assert.equal(own.state, 'unsubscribed');
+  });
+
   it('is not asked for by the client itself', async () => {
     const { net, client } = await connected({ retryDelay: () => 10 });
     net.last.say(given(40));
@@ -636,7 +787,7 @@ describe('a topic that the server puts the client into', () => {
     const { net, client, server } = await withTopics();
     net.last.say(given(0));
     const own = client.topic('user:me');
-    const told = tellings(own, ['message']);
+    const told = tellings(own, ['message', 'continuity']);
     server.refuse = ({ zKey }) => zKey === 'zUnsubscribe' && { code: 'invalid' };
     const left = own.unsubscribe();
     server.publish('user:me', 'meanwhile');
@@ -646,5 +797,6 @@ describe('a topic that the server puts the client into', () => {
     server.publish('user:me', 'then');
     await settle();
     assert.deepEqual(texts(told), ['meanwhile', 'then']);
+    assert.deepEqual(of(told, 'continuity'), [{ recovered: true }]);
   });
 });
