@@ -132,7 +132,8 @@ export interface Events {
   /** What no call's rejection tells: a final close, a bad message, an error that answers no call, a listener that
    * threw. */
   error: (error: BifrostError) => void;
-  /** `{ zKey, result }`; `{ zKey, many: true }` where that would be too much: read anew what you show. */
+  /** `{ zKey, result }`, with the `changes` of an update (`[{ id, values }]`) and the `ids` of a delete;
+   * `{ zKey, many: true }` where that would be too much: read anew what you show. */
   broadcast: (message: any) => void;
   display: (data: any, message: any) => void;
   progress: (message: Progress & { progressOf: number }) => void;

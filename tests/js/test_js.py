@@ -38,3 +38,27 @@ def test_client_against_server(tmp_path: Path, running_server: Callable[..., Run
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "# fail 0" in run.stdout and "# pass 0" not in run.stdout, run.stdout
+
+
+def test_topics_against_server(tmp_path: Path, running_server: Callable[..., RunningServer]) -> None:
+    """Topics of the client do against ``twistd zcomm`` what its documentation says, over lost connections as well."""
+    kinds = tmp_path / "topics.yaml"
+    kinds.write_text(
+        '"room:{id}": {history: 1000, presence: true, publish: anybody}\n'
+        '"typing:{id}": {publish: anybody}\n'
+        '"user:{name}": {personal: true, history: 100, publish: anybody}\n'
+    )
+    options = ("--topics", str(kinds))
+    server, other = (running_server(*options, home=tmp_path / name) for name in ("one", "other"))
+    run = run_node_tests(
+        "js/test/live/topics.test.js",
+        tmp_path,
+        {
+            "ZCOMM_URL": server.url,
+            "ZCOMM_TOKEN": server.token,
+            "ZCOMM_OTHER_URL": other.url,
+            "ZCOMM_OTHER_TOKEN": other.token,
+        },
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "# fail 0" in run.stdout and "# pass 0" not in run.stdout, run.stdout

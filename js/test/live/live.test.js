@@ -182,7 +182,7 @@ describe('two clients', () => {
     other.disconnect();
     assert.deepEqual(heard, [
       { zKey: 'create_Users', result: user },
-      { zKey: 'delete_Users', result: { deleted: 1 } },
+      { zKey: 'delete_Users', result: { deleted: 1 }, ids: [user.id] },
     ]);
     assert.deepEqual(own, []);
   });
