@@ -425,7 +425,7 @@ async def test_b6_one_hears_what_one_may_ask_for(tmp_path: Path, mode: str):
 @pytest.mark.unmeasured
 @pytest.mark.parametrize("mode", ["all", "changes"])
 @pytest_twisted.ensureDeferred
-async def test_whatever_others_do_no_hidden_field_is_heard(tmp_path: Path, mode: str):
+async def test_i23_whatever_others_do_no_hidden_field_is_heard(tmp_path: Path, mode: str):
     """Random rights to fields and rows, random commands of each: no byte that a client gets has a value that is hidden
     from it, nor names such a field, but where it named that itself."""
     fields = ("alpha", "bravo", "charlie", "delta")

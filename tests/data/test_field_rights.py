@@ -156,7 +156,7 @@ PLACES: list[tuple[str, Callable[[str], dict[str, Any]]]] = [
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_hidden_field_is_one_that_does_not_exist(crud: Crud):
+async def test_i23_a_hidden_field_is_one_that_does_not_exist(crud: Crud):
     """Wherever it is named the answer is letter by letter that for a name which nothing has, and nothing is done."""
     await hire(crud)
     before = await crud.store.read(1, "Employees", order_by="id")
@@ -232,7 +232,7 @@ async def test_what_is_hidden_and_long_is_not_written_for_others(crud: Crud):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_kept_result_has_no_more_than_one_may_see(crud: Crud):
+async def test_i23_a_kept_result_has_no_more_than_one_may_see(crud: Crud):
     """Of two roles of one user each gets the answer to the same key as it may see it, whoever was the first."""
     await hire(crud)
     for office, key, action in ((10, "a", "create"), (11, "b", "upsert")):
@@ -255,7 +255,7 @@ async def test_a_kept_result_has_no_more_than_one_may_see(crud: Crud):
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_points_to_what_is_hidden(crud: Crud):
+async def test_i23_nobody_points_to_what_is_hidden(crud: Crud):
     """Which values a hidden field has would show in what is taken for a reference; a row that points there already may
     be written as it was read."""
     await hire(crud)
@@ -602,7 +602,7 @@ def twins(request: pytest.FixtureRequest, make_store: Any, tmp_path: Path) -> It
 
 @pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
-async def test_whatever_is_hidden_the_answers_are_the_same(postgresql: Any, twins: tuple[Store, Store]):
+async def test_i23_whatever_is_hidden_the_answers_are_the_same(postgresql: Any, twins: tuple[Store, Store]):
     """Random rights and commands, to two servers that differ in nothing but what is hidden: what the client gets is the
     same to the byte, and so is what it did; no value that is hidden is in it, errors and what was kept included."""
     counts: Counter[str] = Counter()
