@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -21,19 +21,21 @@ from zcomm import comm
 from zcomm.bifrost import server
 from zcomm.bifrost.dispatch import adapted
 from zcomm.bifrost.given import BlockingClient as Client
-from zcomm.bifrost.given import ending, in_the_loop, in_worker, kind_of, unwrapped
+from zcomm.bifrost.given import InLoop, ending, in_the_loop, in_worker, kind_of, unwrapped
 from zcomm.config import Config
 from zcomm.errors import Unavailable, ZCommError
 from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
-from zcomm.interfaces import Request
+from zcomm.interfaces import Identity, Position, Request
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.thread import blocking, in_loop, in_reactor, keep_waking
 from zcomm.runtime.workers import Workers, aside
+from zcomm.topics import kinds
 
-__all__ = ["Client", "zBifrost", "zComm"]
+__all__ = ["Client", "Kind", "zBifrost", "zComm"]
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class zBifrost:
@@ -122,6 +124,77 @@ class zBifrost:
         """
         with aside() as standing:
             return blocking(standing.until, self._bifrost.ask, unwrapped(client), prompt, timeout)
+
+
+class _Somebody:
+    """Whose work it is to ask about an identity."""
+
+    id, peer = 0, ""
+
+    def __init__(self, identity: Identity):
+        self.identity = identity
+
+
+def _elsewhere(function: Callable[..., Any], workers: Workers, in_loop: InLoop) -> Callable[..., Any]:
+    """``function`` of a program, called with whose work it is before its own arguments: in a worker thread, or in the
+    loop that serves where it is a coroutine function."""
+    is_coroutine = kind_of(function) == "coroutine"
+
+    def call(whose: Any, *args: Any, **parts: Any) -> Any:
+        bound = partial(function, *args, **parts)
+        if is_coroutine:
+            return in_loop(in_the_loop(bound))
+        return in_worker(workers, whose, bound, kind=function, in_loop=in_loop)
+
+    return call
+
+
+class Kind:
+    """One kind of topics, made by :meth:`zComm.topic`.
+
+    Plain functions run in worker threads and may block; coroutine functions run in the loop that serves.
+    """
+
+    def __init__(self, kind: kinds.Kind, workers: Workers, in_loop: InLoop):
+        self._kind = kind
+        self._workers = workers
+        self._in_loop = in_loop
+
+    def __repr__(self) -> str:
+        return repr(self._kind)
+
+    def allow(self, action: str) -> Callable[[F], F]:
+        """Ask the program too whether somebody may, as a decorator; see :meth:`zcomm.topics.kinds.Kind.allow`.
+
+        :raises ConfigError: for an action that is none or is asked already, and for a function that cannot be called.
+        """
+        register: Callable[[Callable[..., Any]], object] = blocking(self._kind.allow, action)
+
+        def decorate(function: F) -> F:
+            blocking(register, self._adapted(function))
+            return function
+
+        return decorate
+
+    def incoming(self, function: F) -> F:
+        """Check or rewrite what clients publish, as a decorator; see :meth:`zcomm.topics.kinds.Kind.incoming`.
+
+        :raises ConfigError: where there is one already, and for a function that cannot be called so.
+        """
+        blocking(self._kind.incoming, self._adapted(function))
+        return function
+
+    def _adapted(self, function: Any) -> Callable[..., Any]:
+        if not callable(function):
+            # It is refused by name.
+            return function  # type: ignore[no-any-return]
+        call = _elsewhere(function, self._workers, self._in_loop)
+
+        @wraps(function)
+        def ask(identity: Identity, *args: Any, **parts: Any) -> Any:
+            return call(_Somebody(identity), identity, *args, **parts)
+
+        return ask
 
 
 class zComm:
@@ -246,6 +319,84 @@ class zComm:
         :raises NotListening: when no server runs.
         """
         return await in_reactor(self._comm.broadcast_websocket, message, unwrapped(sender))
+
+    def topic(
+        self,
+        pattern: str,
+        *,
+        history: int = 0,
+        keep: float = 3600.0,
+        presence: bool = False,
+        publish: str = "subscribers",
+        personal: bool = False,
+    ) -> Kind:
+        """Declare a kind of topics; see :meth:`zcomm.topics.topics.Topics.topic`.
+
+        :raises ConfigError: for a setting that cannot be used, and for names that are declared already.
+        """
+        kind = blocking(
+            self._comm.topic,
+            pattern,
+            history=history,
+            keep=keep,
+            presence=presence,
+            publish=publish,
+            personal=personal,
+        )
+        return Kind(kind, self._comm.program.workers, self._in_any_loop)
+
+    def on_presence(self, pattern: str) -> Callable[[F], F]:
+        """Hear of those who come into topics and go, as a decorator; see
+        :meth:`zcomm.topics.topics.Topics.on_presence`. A plain function is called in a worker thread, a coroutine
+        function in the loop that serves.
+
+        :raises ConfigError: for a pattern that is none, and for a function that cannot be called so.
+        """
+        register: Callable[[Callable[..., Any]], object] = blocking(self._comm.on_presence, pattern)
+        nobody = _Somebody(Identity("", ""))
+
+        def decorate(function: F) -> F:
+            call = _elsewhere(function, self._comm.program.workers, self._in_any_loop)
+            blocking(register, wraps(function)(lambda *args, **parts: call(nobody, *args, **parts)))
+            return function
+
+        return decorate
+
+    def publish(self, topic: str, data: Any, key: str | None = None) -> Position | None:
+        """Publish a message to a topic, in the program's name; its position, or ``None`` for a topic that keeps none.
+        See :meth:`zcomm.topics.topics.Topics.publish`."""
+        return blocking(self._comm.publish, topic, data, key)
+
+    def history(
+        self,
+        topic: str,
+        *,
+        since: Position | None = None,
+        before: Position | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+    ) -> dict[str, Any]:
+        """Read messages that a topic keeps; see :meth:`zcomm.topics.topics.Topics.history`."""
+        return blocking(partial(self._comm.history, topic, since=since, before=before, limit=limit, reverse=reverse))
+
+    def members(self, topic: str) -> dict[str, Any]:
+        """Look who is in a topic; see :meth:`zcomm.topics.topics.Topics.members`."""
+        return blocking(self._comm.members, topic)
+
+    def subscribe(self, topic: str, to: str) -> int:
+        """Subscribe the connections that the user ``to`` has now; returns how many come in."""
+        return blocking(self._comm.subscribe, topic, to)
+
+    def unsubscribe(self, topic: str, to: str | None = None) -> int:
+        """End the subscriptions of the user ``to``, or of everybody; returns how many."""
+        return blocking(self._comm.unsubscribe, topic, to)
+
+    def _in_any_loop(self, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """Run ``coroutine`` in the loop in which a server is served."""
+        for bifrost in self._serving:
+            return self._in_loop(bifrost, coroutine)
+        coroutine.close()
+        raise Unavailable("No server is served by an event loop now")
 
     def end_sessions(self, user: str) -> int:
         """End the connections of ``user`` now; returns how many. See :meth:`zcomm.zComm.end_sessions`."""

@@ -745,8 +745,11 @@ def _told_key(key: str) -> str:
 def _named(request: Request) -> str:
     """The command without its arguments, which may be secrets: ``create_Users``, ``zFunc(total)``."""
     form = request.horizontal if isinstance(request.horizontal, str) else request.key
-    if isinstance(request.horizontal, dict) and request.key in ("zFunc", "zOpen"):
-        return f"{request.key}({request.horizontal.get('name')})"[:80]
+    if isinstance(request.horizontal, dict):
+        if request.key in ("zFunc", "zOpen"):
+            return f"{request.key}({request.horizontal.get('name')})"[:80]
+        if request.key in ("zSubscribe", "zPublish", "zHistory", "zPresence"):
+            return f"{request.key}({request.horizontal.get('topic')})"[:80]
     name, parenthesis, rest = form.partition("(")
     if not parenthesis or not request.key.startswith(name):
         return request.key.partition("(")[0][:80]
