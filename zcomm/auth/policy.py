@@ -300,6 +300,9 @@ def _models(
             if "rows" in actions:
                 rows[model] = _rows(name, f"{where}: rows", model, actions["rows"])
             if "fields" in actions:
+                if "actions" not in actions:
+                    # It would look like a grant of the rest and be none.
+                    raise ConfigError(name, f"{where}: fields grant nothing by themselves; say the actions as well")
                 fields[model] = _fields(name, f"{where}: fields", model, actions["fields"])
             actions = actions.get("actions", [])
         granted[model] = frozenset(_actions(name, where, actions))
