@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest_twisted
 from support.rawclient import RawClient, connect
 from support.rows import rows_of_a_test
 from support.served import Served, serving
-from support.waiting import wait_until
+from support.waiting import DEADLINE, wait_until
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 
 from zcomm import WebSocketConfig, zBifrost
@@ -335,10 +337,20 @@ async def test_a_body_comes_as_it_comes(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_who_is_refused_reads_the_answer(served: Served):
     """Though it sends its whole body first: that is let pass, not cut off; and nothing is kept of it."""
+
+    def send_all_first(whole: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE) as client:
+            client.sendall(whole)
+            got = b""
+            while data := client.recv(65536):
+                got += data
+            return got
+
     body = called("ping", "x" * 1_000_000)
     for options, status in (({"token": "wrong"}, 401), ({"content_type": "text/plain"}, 415), ({"host": "evil"}, 421)):
         for _ in range(3):
-            assert (await posted(served, body, **options))[0] == status
+            got = await deferToThread(send_all_first, request(served, body, **options))
+            assert got.startswith(b"HTTP/1.1 %d " % status) and got.endswith(b"}"), got[:100]
     await served.stands()
 
 
@@ -393,12 +405,12 @@ async def test_others_hear_of_a_change(served: Served):
         row = {"values": {"name": "Told User", "email": f"told{clients}@example.com"}}
         status, told = await posted(served, called("create_Users", row))
         assert status == 200
-        for socket in sockets:
-            heard = await socket.next_json()
+        for each in sockets:
+            heard = await each.next_json()
             assert (heard["zKey"], heard["result"]) == ("create_Users", told["result"])
         assert len(served.bifrost.clients) == clients
-        for socket in sockets:
-            socket.transport.abortConnection()
+        for each in sockets:
+            each.transport.abortConnection()
         await wait_until(lambda: not served.count, "an empty registry")
     await served.stands()
 
@@ -531,14 +543,21 @@ async def test_requests_have_a_rate(paced: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_bodies_take_of_their_users_memory(narrow: Served):
+async def test_bodies_take_of_their_users_memory(narrow: Served, monkeypatch: pytest.MonkeyPatch):
     """Of half-sent ones so many as half of the results' memory has room for; nobody else waits, all is given back."""
     memory = narrow.bifrost.factory.state.budgets.memory
+    # What came with a head counts too, as long as there is no room for it.
+    account = narrow.bifrost.factory.state.budgets.account("admin-user")
+    monkeypatch.setattr(account, "may_arrive", 50_000)
     half = [
         await narrow.connect(request(narrow, b"{" + b"x" * 10, length=300_000, token=narrow.tokens[role]))
-        for role in ("admin", "admin", "admin")
+        for role in ("admin", "admin")
     ]
     await wait_until(lambda: memory.held == 300_000, "one that is read")
+    await wait_until(lambda: account.arriving == 11, "one that waits")
+    half.append(await narrow.connect(request(narrow, b"{" * 60_000, length=300_000, token=narrow.tokens["admin"])))
+    status, told = await answer(half[-1])
+    assert (status, told["error"]) == (429, "Too many bytes of yours are on their way; try again")
     # Not even with many is there more than the memory for results.
     assert await posted(narrow, called("ping", "x" * 200_000), token=narrow.tokens["guest"]) == (
         200,
@@ -549,6 +568,7 @@ async def test_bodies_take_of_their_users_memory(narrow: Served):
     for client in half:
         client.transport.abortConnection()
     await wait_until(lambda: not memory.held and not memory._lines, "all of it given back")
+    await wait_until(lambda: not account.arriving, "nothing arriving")
     assert (await posted(narrow, b"", length=300_001))[0] == 413
     await narrow.stands()
 

@@ -113,7 +113,7 @@ async def test_the_page_of_the_user_is_the_first(sited: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_else_is_to_be_had(sited: Served):
+async def test_nothing_else_is_to_be_had(sited: Served, www: Path):
     """No listing, no hidden file, nothing by a link, nothing outside, no pipe, however the name is written."""
     with rows_of_a_test() as row:
         for path in (
@@ -168,6 +168,12 @@ async def test_nothing_else_is_to_be_had(sited: Served):
             with row(path[:60]):
                 status, body = told(await got(sited, path))
                 assert status == 404 and b"hush" not in body
+    # One that came into being after the start.
+    for name in OWN_NAMES:
+        (www / name).write_text("hush")
+        for path in (f"/{name}", f"/%{ord(name[0]):x}{name[1:]}"):
+            assert b"hush" not in (await got(sited, path)).reader.rest
+        (www / name).unlink()
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE"):
         assert (await got(sited, "/app.js", method=method)).reader.response.status in (405, 411), method
     await sited.stands()
@@ -219,6 +225,7 @@ async def test_an_unchanged_file_is_not_sent_again(sited: Served, www: Path):
 async def test_what_was_changed_a_moment_ago_is_not_kept(sited: Served, www: Path, monkeypatch: pytest.MonkeyPatch):
     """A second change within the same tick of the clock, of the same length, is seen."""
     monkeypatch.setattr(site, "RECENT", 10**18)
+    monkeypatch.setattr(site, "_signature", lambda facts: (facts.st_dev, facts.st_ino, facts.st_size, 0, 0))
     path = www / "quick.txt"
     for number in range(20):
         path.write_text(f"{number:04}" * 300)

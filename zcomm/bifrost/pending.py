@@ -583,11 +583,15 @@ class HandshakeSession:
         self.state = HandshakeState.DECIDING
         self._deciding = answer = maybeDeferred(pages, head, client.peer, client.is_local, client.local_address)
         answer.addErrback(self._server.unexpected)
-        answer.addCallback(self._answer)
+        answer.addCallback(self._answer).addErrback(self._unexpected)
         if is_post and not answer.called:
             # As a WebSocket does: tokens wait by another rule, and nothing is read before it is known whose this is.
             client.leave_place()
             client.pause_for_admission()
+
+    def _unexpected(self, failure: Failure) -> None:
+        self._server.unexpected(failure)
+        self._client.drop("http_failed")
 
     def _answer(self, response: bytes | Exchange | None) -> None:
         if response is None or isinstance(response, bytes):

@@ -272,6 +272,8 @@ class _Call(Sender):
         self._left = length
         self._body: list[bytes] = []
         self._caller: Connection | None = None
+        #: Bytes of it that count as arriving.
+        self._arrived = 0
         #: The memory of the body, while it comes.
         self._hold: Hold | None = None
         self._room: Deferred[None] | None = None
@@ -292,6 +294,10 @@ class _Call(Sender):
         caller.account.busy += REQUEST
         if caller.account.busy >= caller.account.due:
             caller.account.over()
+        self._count(len(early))
+        if caller.account.arriving > caller.account.may_arrive:
+            self._no_room(None, caller)
+            return
         if len(early) >= self._left:
             self.receive(early)
             return
@@ -304,6 +310,7 @@ class _Call(Sender):
 
     def _read(self, _: None, early: bytes, size: int, caller: Connection) -> None:
         self._room = None
+        self._count(0)
         channel, factory = self._channel, self._factory
         self._hold = Hold(factory.state.budgets.memory, caller.account, size, lambda call: call())
         if channel is None or self._is_answered:
@@ -318,6 +325,7 @@ class _Call(Sender):
     def _no_room(self, _: Any, caller: Connection) -> None:
         self._room = None
         if self._channel is not None:
+            self._count(0)
             self._fail(429, caller.account.refuse("Too many bytes of yours are on their way"), _after(1))
 
     def _too_slow(self) -> None:
@@ -341,7 +349,17 @@ class _Call(Sender):
         else:
             self._run()
 
+    def _count(self, size: int) -> None:
+        """Count the bytes of the body that there was no room for yet, which came with the head."""
+        if self._caller is not None:
+            is_less = size < self._arrived
+            self._caller.account.arriving += size - self._arrived
+            self._arrived = size
+            if is_less:
+                self._caller.account.make_way(None)
+
     def _run(self) -> None:
+        self._count(0)
         caller, factory = self._caller, self._factory
         body, self._body = b"".join(self._body), []
         if self._hold is not None:
@@ -445,6 +463,7 @@ class _Call(Sender):
     def lost(self) -> None:
         """The connection has ended: what still runs for it is cancelled."""
         super().lost()
+        self._count(0)
         if self._room is not None:
             self._room.cancel()
         if self._hold is not None:

@@ -57,7 +57,7 @@ class Content:
             headers.append(("Vary", "Accept-Encoding"))
             if accepts_gzip(head):
                 body, tag = self.packed, f'"{self.tag}-gzip"'
-        if has_it(head, self.tag):
+        if has_it(head, tag):
             return 304, b"", (("ETag", tag), *headers)
         if body is self.packed:
             headers.append(("Content-Encoding", "gzip"))
@@ -79,6 +79,6 @@ def accepts_gzip(head: Head) -> bool:
 
 
 def has_it(head: Head, tag: str) -> bool:
-    """Whether who asks has the content of that tag already, in either form (RFC 9110 section 13.1.2)."""
+    """Whether who asks has the content of that tag, in its quotes, already (RFC 9110 section 13.1.2)."""
     known = [item.strip().removeprefix("W/") for item in head.text(b"if-none-match").split(",")]
-    return "*" in known or f'"{tag}"' in known or f'"{tag}-gzip"' in known
+    return "*" in known or tag in known

@@ -171,8 +171,9 @@ class WebPages:
         return Download(begin, len(body), lambda offset, size: body[offset : offset + size], over)
 
     def _sent_from_disk(self, site: Site, head: Head, peer: str, file: Large) -> bytes | Download:
-        headers = (("ETag", f'"{file.tag}"'), _REVALIDATED, *SITE_HEADERS)
-        if has_it(head, file.tag):
+        tag = f'"{file.tag}"'
+        headers = (("ETag", tag), _REVALIDATED, *SITE_HEADERS)
+        if has_it(head, tag):
             return http_response(304, b"", headers)
         begin = http_head(200, file.size, (("Content-Type", type_header(file.media_type)), *headers))
         if head.method == "HEAD":
