@@ -229,6 +229,29 @@ def test_call_without_authentication(running_server: Callable[..., RunningServer
     assert zcomm(server.home, "call", "ping", '"x"').stdout == '"x"\n'
 
 
+def test_publish(server: RunningServer):
+    """To whoever has subscribed, with a key once; where the message is, for people and for programs; and errors."""
+    with BlockingRawClient(server.port, token=server.token) as client:
+        client.call("zSubscribe", {"topic": "room:1"})
+        done = zcomm(server.home, "publish", "room:1", '{"text": "hi"}')
+        assert (done.returncode, done.stdout) == (0, "published to room:1: message 1\n"), done.stderr
+        for _ in range(2):
+            done = zcomm(server.home, "publish", "room:1", '"again"', "--key", "k-1", "--json")
+            assert json.loads(done.stdout)["offset"] == 2
+        messages = [client.next_json() for _ in range(2)]
+    assert [(one["data"], one.get("key")) for one in messages] == [({"text": "hi"}, None), ("again", "k-1")]
+    for words, status, reason in (
+        (["room:1", "hello"], 1, """a text needs double quotes of its own: '"hello"'\n"""),
+        (["room:1", ""], 1, "'' is not JSON"),
+        (["a room", "1"], 1, "zcomm: invalid: topic: "),
+        (["", "1"], 1, "zcomm: invalid: topic: "),
+        (["room:1", "1", "--key", ""], 1, "_idempotencyKey"),
+        (["room:1"], 2, "JSON"),
+    ):
+        done = zcomm(server.home, "publish", *words)
+        assert done.returncode == status and reason in done.stderr and "Traceback" not in done.stderr, words
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

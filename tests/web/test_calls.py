@@ -303,6 +303,45 @@ async def test_what_is_published_is_a_command_of_that_key(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_subscribers_hear_what_is_posted(served: Served):
+    """In order, with its author and its key, once for each key; what takes a connection says so."""
+    rooms = served.comm.topic("hall:{name}", history=10, publish="anybody")
+    served.comm.topic("closed:{name}", history=10)
+
+    @rooms.incoming
+    def clean(identity: Any, data: Any, name: str) -> Any:
+        return {**data, "room": name}
+
+    socket = await served.client()
+    subscribed = (await socket.call("zSubscribe", {"topic": "hall:1"}))["result"]
+    for number, key in ((1, "k1"), (2, "k2"), (1, "k1")):
+        message = {"topic": "hall:1", "data": {"n": number}, "_idempotencyKey": key}
+        told = {"topic": "hall:1", "epoch": subscribed["epoch"], "offset": number}
+        assert await posted(served, message, path="/publish", token=served.tokens["guest"]) == (200, {"result": told})
+    heard = [await socket.next_json() for _ in range(2)]
+    assert [(one["offset"], one["data"], one["from"], one["key"]) for one in heard] == [
+        (1, {"n": 1, "room": "1"}, "guest-user", "k1"),
+        (2, {"n": 2, "room": "1"}, "guest-user", "k2"),
+    ]
+    status, told = await posted(served, called("zHistory", {"topic": "hall:1"}))
+    assert status == 200 and [one["offset"] for one in told["result"]["messages"]] == [1, 2]
+    for body, path, status, code, word in (
+        (called("zSubscribe", {"topic": "hall:1"}), "/call", 400, "invalid", "WebSocket"),
+        (called("zUnsubscribe", {"topic": "hall:1"}), "/call", 400, "invalid", "WebSocket"),
+        (called("zPresence", {"topic": "hall:1", "state": {}}), "/call", 400, "invalid", ""),
+        ({"topic": "closed:1", "data": 1}, "/publish", 403, "permission_denied", "subscribed"),
+        ({"topic": "hall:1"}, "/publish", 400, "invalid", "data"),
+        ({"topic": "hall:1", "data": 1, "date": 2}, "/publish", 400, "invalid", "date"),
+        ({"topic": "no topic", "data": 1}, "/publish", 400, "invalid", "topic"),
+        ({"topic": "hall:1", "data": "x" * 70_000}, "/publish", 400, "invalid", ""),
+        ({"topic": "hall:1", "data": {"n": 3}, "_idempotencyKey": "k1"}, "/publish", 409, "conflict", ""),
+    ):
+        got, told = await posted(served, body, path=path, token=served.tokens["guest"])
+        assert (got, told["code"]) == (status, code) and word in told["error"], (body, told)
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_body_comes_as_it_comes(served: Served):
     """In one piece with the head, byte by byte, long, and after the server has said to go on; more than was said of it
     is nobody's request."""
