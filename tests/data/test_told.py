@@ -15,8 +15,9 @@ from support.postgres import Cluster
 
 from zcomm.bifrost.messages import encode
 from zcomm.data.execution import Done
-from zcomm.data.requests import MAX_TOLD, parse_command
+from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
+from zcomm.data.sql.statements import MAX_TOLD
 from zcomm.data.store import Store
 from zcomm.interfaces import Audience
 
@@ -165,15 +166,25 @@ async def test_values_have_the_form_that_a_read_has(store: Store):
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_too_large_is_not_told(store: Store):
-    """Neither what is sent, nor what is there to be judged: it is not brought back a hundred times."""
+    """What is sent, or is the key. By what is there nobody is judged: it is not brought back a hundred times."""
     made = [await store.create(ANN, "Things", {"s": "x" * 30_000}) for _ in range(3)]
     done = await change(store, "update", "Things", where={"id__gt": 0}, values={"i": 1})
+    items, values = told(done)
+    assert items == [{"id": each["id"], "values": {"i": 1}} for each in made]
+    assert values == [{"id": each["id"], "i": 1, "b": None} for each in made]
+    for large in ({"s": "y" * 70_000}, {"j": ["y" * 700] * 100}, {"by": "AAEC" * 22_000}):
+        done = await change(store, "update", "Things", frozenset(), where=made[0]["id"], values=large)
+        assert done.result == {"updated": 1} and done.told is None, large.keys()
+    done = await change(store, "update", "Things", where={"id__gt": 0}, values={"s": "z" * 40_000})
     assert done.result == {"updated": 3} and done.told is None
-    done = await change(store, "update", "Things", frozenset(), where={"id__gt": 0}, values={"i": 2})
-    assert told(done)[0] == [{"id": each["id"], "values": {"i": 2}} for each in made]
-    done = await change(store, "update", "Things", frozenset(), where=made[0]["id"], values={"s": "y" * 70_000})
-    assert done.result == {"updated": 1} and done.told is None
-    assert len((await store.read(ANN, "Things", made[0]["id"]))[0]["s"]) == 70_000
+    for length in (1000, 1001):
+        await store.create(ANN, "Seats", {"row": "k" * length, "number": 1})
+    for length, expected in ((1000, [{"id": ["k" * 1000, 1], "values": {"taken": True}}]), (1001, None)):
+        asked = {"row": "k" * length}
+        done = await change(store, "update", "Seats", where=asked, values={"taken": True})
+        assert done.result == {"updated": 1} and (done.told and told(done)[0]) == expected
+        done = await change(store, "delete", "Seats", where={**asked, "number": 1})
+        assert done.result == {"deleted": 1} and (done.told is None) is (expected is None)
 
 
 FOLLOWED = {

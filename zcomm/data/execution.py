@@ -21,11 +21,18 @@ from zcomm.data.drivers.turns import Locks
 from zcomm.data.filters import MAX_LIST, Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
-from zcomm.data.requests import MAX_TOLD, MAX_TOLD_BYTES, Command, Plan, make_plan
+from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
-from zcomm.data.row_security import told_apart
 from zcomm.data.sql.conditions import ALLOWANCE, Parameter
-from zcomm.data.sql.statements import MAX_NARROWED, RESULT_BYTES, Statement, Statements, Telling
+from zcomm.data.sql.statements import (
+    MAX_JUDGED,
+    MAX_NARROWED,
+    MAX_TOLD,
+    RESULT_BYTES,
+    Statement,
+    Statements,
+    Telling,
+)
 from zcomm.data.sql.tables import IDEMPOTENCY_KEYS, build_tables
 from zcomm.data.values import raw_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
@@ -36,6 +43,8 @@ __all__ = ["Done", "Execution", "Job", "Told"]
 
 #: How many forms of rows are remembered.
 _MAX_READERS = 1000
+#: Bytes that the rows of which others are told may come to: as many as their broadcast may have.
+MAX_TOLD_BYTES = 64 * 1024
 #: How many values are tried one by one to find the one that the database did not take.
 _MAX_TRIED = 100
 #: Faults that a value may be the reason of: one that names a type or a table fails in ways of its own.
@@ -85,7 +94,7 @@ class Done:
         return Done(self.result, action in ("create", "upsert") or any(self.result.values()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A request on its way through the threads.
 
@@ -93,6 +102,8 @@ class Job:
     :ivar rows: the rows in its reach, by the values of their fields; all of them when there are none.
     :ivar as_json: whether the result is for a client: stored JSON stays the text that it is, and the rows of a read are
         JSON already where they are many or large.
+    :ivar tells: whether others hear of the rows of an update or a delete.
+    :ivar judged: the fields by which rights may tell these apart; ``None`` for any.
     """
 
     plan: Plan
@@ -100,6 +111,8 @@ class Job:
     owner: Hashable = None
     as_json: bool = False
     rows: Mapping[str, Any] | None = None
+    tells: bool = False
+    judged: frozenset[str] | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -150,6 +163,11 @@ def _bounded(plan: Plan, allowance: int, writer: RowWriter) -> Plan:
         return plan
     writer.expect(most, min(limit * width, RESULT_BYTES))
     return replace(plan, slots=(*plan.slots[:-2], (kind, most + 1), plan.slots[-1]))
+
+
+def _is_cut(value: Any) -> bool:
+    """Whether ``value`` is the beginning of one that is too long to tell rows apart by."""
+    return isinstance(value, str | bytes) and len(value) > MAX_JUDGED
 
 
 def _known(column: Column | None) -> Column | None:
@@ -602,7 +620,7 @@ class Execution:
         capabilities = plan.model.capabilities
         together = reread = rereads = long = False
         database = self._database
-        telling = self._statements.telling(plan) if plan.told and plan.model.name not in self._untold else None
+        telling = self._statements.telling(plan, job.judged) if job.tells and self._may_tell(plan) else None
         told: Told | None = None
 
         with self.pool.connection(job.owner, writes, long=at_length) as connection:
@@ -632,18 +650,20 @@ class Execution:
                 ):
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
                 if tells and telling is not None:
-                    return tell(*self._changed(connection, telling, plan, numbers, together or job.key is not None))
+                    return tell(
+                        telling, *self._changed(connection, telling, plan, numbers, together or job.key is not None)
+                    )
                 if narrowed is not None:
                     return finish(*connection.run(first.sql, bind(plan, first.parameters, numbers=numbers), False))
                 return finish(
                     *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes, writer)
                 )
 
-            def tell(rows: list[tuple[Any, ...]], count: int) -> Any:
+            def tell(telling: Telling, rows: list[tuple[Any, ...]], count: int) -> Any:
                 nonlocal told
                 made = finish([], count)
                 if 0 < count <= MAX_TOLD:
-                    told = self._told(connection, plan, rows, rereads)
+                    told = self._told(connection, plan, telling, rows, rereads)
                 return made
 
             def finish(rows: list[tuple[Any, ...]], count: int) -> Any:
@@ -760,6 +780,15 @@ class Execution:
         self.answered = time.monotonic()
         return Done(result, changed, not made, told if made else None)
 
+    def _may_tell(self, plan: Plan) -> bool:
+        """Whether the rows of a change are not too large to be told of before anybody has seen them."""
+        if plan.action not in ("update", "delete") or plan.model.name in self._untold:
+            return False
+        size = 0
+        for _, value in plan.slots[: len(plan.written)]:
+            size += len(raw_text(value)) if isinstance(value, dict | list) else size_of((value,))
+        return size <= MAX_TOLD_BYTES
+
     def _few(self, connection: Connection, telling: Telling, plan: Plan, numbers: str) -> str | None:
         """The numbers of the rows of a change of which others are told, as far as it takes numbers; ``None`` where they
         are many.
@@ -811,29 +840,44 @@ class Execution:
             self._untold.add(plan.model.name)
             raise _Untold from fault
 
-    def _told(self, connection: Connection, plan: Plan, rows: list[tuple[Any, ...]], rereads: bool) -> Told | None:
+    def _told(
+        self, connection: Connection, plan: Plan, telling: Telling, rows: list[tuple[Any, ...]], rereads: bool
+    ) -> Told | None:
         """The ``rows`` of a change as others are told of them; ``None`` where nobody can tell.
 
         :param rereads: whether they may have been changed since, in this transaction.
         :raises _Untold: where the database failed.
         """
-        model = self.schema.models[plan.model.name]
         try:
-            made = self._reader_of(model.name, plan.told, True).read(rows)
-            if rereads:
-                made = self._read_again(connection, plan, model, made)
-            if sum(size_of(list(row.values())) for row in made) > MAX_TOLD_BYTES:
+            # The key comes first.
+            if telling.cut and any(_is_cut(value) for row in rows for value in row[: len(plan.model.key)]):
                 return None
-            ids = [row[model.key[0]] if len(model.key) == 1 else [row[name] for name in model.key] for row in made]
-            judged = [told_apart(model, row) for row in made]
-            values = tuple(tuple(row[name] for name in plan.judged) for row in judged)
+            if rereads:
+                rows = self._read_again(connection, plan, telling, rows)
+            if sum(map(size_of, rows)) > MAX_TOLD_BYTES:
+                return None
+            made = self._reader_of(plan.model.name, telling.fields, True).read(rows)
+            key = plan.model.key
+            # Rights that go by what is too long here are not known to reach a row.
+            known = [name for name in telling.judged if not any(_is_cut(row[name]) for row in made)]
+            judged = made
+            if telling.padded:
+                judged = [
+                    {
+                        name: value.rstrip(" ") if value and name in telling.padded else value
+                        for name, value in row.items()
+                    }
+                    for row in made
+                ]
+            values = tuple([tuple([row[name] for name in known]) for row in judged])
+            ids = [row[key[0]] for row in made] if len(key) == 1 else [[row[name] for name in key] for row in made]
             if plan.action == "delete":
-                return Told({"ids": ids}, Rows(model.key, (), plan.judged, values))
+                return Told({"ids": ids}, Rows(key, (), tuple(known), values))
+            written = plan.written
             changes = [
-                {"id": id, "values": {name: row[name] for name in plan.written}}
-                for id, row in zip(ids, made, strict=True)
+                {"id": id, "values": {name: row[name] for name in written}} for id, row in zip(ids, made, strict=True)
             ]
-            return Told({"changes": changes}, Rows(model.key, plan.written, plan.judged, values))
+            return Told({"changes": changes}, Rows(key, written, tuple(known), values))
         except Fault as fault:
             raise _Untold from fault
         except Exception:
@@ -841,22 +885,22 @@ class Execution:
             return None
 
     def _read_again(
-        self, connection: Connection, plan: Plan, model: Model, rows: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, connection: Connection, plan: Plan, telling: Telling, rows: list[tuple[Any, ...]]
+    ) -> list[tuple[Any, ...]]:
         """The rows as they are now, those that are still there: a trigger may have changed them."""
+        model = self.schema.models[plan.model.name]
         if model.capabilities.defers:
             connection.settle()
+        made = self._reader_of(model.name, telling.fields, False).read(rows)
         if len(model.key) == 1:
             (key,) = model.key
-            where: Any = {f"{key}__in": [row[key] for row in rows]}
+            where: Any = {f"{key}__in": [row[key] for row in made]}
         else:
-            where = {"$or": [{name: row[name] for name in model.key} for row in rows]}
-        command = Command(action="read", model=model.name, where=where, fields=list(plan.told), limit=MAX_TOLD)
+            where = {"$or": [{name: row[name] for name in model.key} for row in made]}
+        command = Command(action="read", model=model.name, where=where, fields=list(telling.fields), limit=MAX_TOLD)
         read = make_plan(command, model, MAX_TOLD)
         statement = self._statements.of(read)
-        found = connection.run(statement.sql, bind(read, statement.parameters), True, statement.max_bytes)
-        again: list[dict[str, Any]] = self._result(read, *found, True)
-        return again
+        return connection.run(statement.sql, bind(read, statement.parameters), True, statement.max_bytes)[0]
 
     def _refuse_unfit(self, connection: Connection, job: Job, result: Any) -> None:
         """Say what is wrong with a value that no row in reach has: it is a mistake, and no value that another program

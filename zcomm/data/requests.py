@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
-from zcomm.data.row_security import check_written, restrict, tells_apart, visible
+from zcomm.data.row_security import check_written, restrict, visible
 from zcomm.data.values import is_small, json_pieces
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.interfaces import ACTIONS
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["Command", "MAX_OFFSET", "MAX_TOLD", "MAX_TOLD_BYTES", "Plan", "make_plan", "parse_command", "telling"]
+__all__ = ["Command", "MAX_OFFSET", "Plan", "finds_few", "make_plan", "parse_command"]
 
 #: What each action takes beside ``action`` and ``model``.
 _TAKES: dict[str, frozenset[str]] = {
@@ -49,8 +49,6 @@ _KEYS = (
 #: Beyond this a filter on the last row seen (``id__gt``) is the way to page.
 MAX_OFFSET = 1_000_000
 MAX_IDEMPOTENCY_KEY = 128
-#: Of how many rows others are told one by one, and the bytes that may come to.
-MAX_TOLD, MAX_TOLD_BYTES = 100, 64 * 1024
 _WRITER = json.JSONEncoder(sort_keys=True, default=repr)
 
 Rows = Mapping[str, Any]
@@ -104,10 +102,6 @@ class Plan:
     :ivar written: the names of the fields that are written.
     :ivar nothing: whether no row can match, so that the database need not be asked.
     :ivar restricted: whether an upsert may meet a row that is not in reach.
-    :ivar few: whether an update or a delete may match no more than a few rows, as it asks for them by their keys.
-    :ivar told: the fields that an update or a delete brings back of its rows, where they are few, for who is told of
-        it: the key, what was written and :attr:`judged`; empty where nobody is told.
-    :ivar judged: those of them by which rights tell rows apart.
     :ivar confined: the written fields that may point to some rows only, each with the shape of the filter for those;
         its values are the last slots.
     """
@@ -121,9 +115,6 @@ class Plan:
     written: tuple[str, ...] = ()
     nothing: bool = False
     restricted: bool = False
-    few: bool = False
-    told: tuple[str, ...] = ()
-    judged: tuple[str, ...] = ()
     confined: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
 
@@ -210,30 +201,6 @@ def make_plan(
     return plan if targets is None else _confine(plan, command, rows, targets)
 
 
-def _texts(values: Iterable[Any]) -> int:
-    """The length of the texts and bytes among ``values``; that of JSON is not known yet."""
-    return sum(len(value) for value in values if isinstance(value, str | bytes))
-
-
-def telling(plan: Plan, model: Model, rights: frozenset[str] | None) -> Plan:
-    """``plan``, which brings back what others are told of its rows, where that can be.
-
-    :param model: with all of its fields.
-    :param rights: the fields by which rights may tell rows apart; ``None`` for any.
-    """
-    capabilities = model.capabilities
-    if plan.action not in ("update", "delete") or capabilities.perhaps or "read" in capabilities.lacks:
-        return plan
-    if any(model.fields[name].hidden for name in (*model.key, *plan.written)):
-        return plan
-    if _texts(value for _, value in plan.slots[: len(plan.written)]) > MAX_TOLD_BYTES:
-        return plan
-    judged = tuple(
-        name for name in model.visible if tells_apart(model.fields[name]) and (rights is None or name in rights)
-    )
-    return replace(plan, told=tuple(dict.fromkeys((*model.key, *plan.written, *judged))), judged=judged)
-
-
 def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str, str], Filter]) -> Plan:
     """``plan``, whose values that were sent point to rows in reach only. Defaults and the values of those rows are
     whoever's who wrote schema and policy."""
@@ -316,7 +283,6 @@ def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         slots=slots,
         written=names,
         nothing=where.nothing,
-        few=_finds_few(model, where),
     )
 
 
@@ -328,7 +294,6 @@ def _delete(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         shape=("delete", where.shape),
         slots=where.slots,
         nothing=where.nothing,
-        few=_finds_few(model, where),
     )
 
 
@@ -445,9 +410,10 @@ def _finds_one(model: Model, where: Filter) -> bool:
     return any(len(part) == 2 and part[1] == "eq" and _identifies(model, part[0]) for part in parts)
 
 
-def _finds_few(model: Model, where: Filter) -> bool:
-    """Whether the filter asks for the values of fields that tell rows apart, so that no more than a few match."""
-    parts = where.shape[1:] if where.shape[0] == "$and" else (where.shape,)
+def finds_few(model: Model, shape: tuple[Any, ...]) -> bool:
+    """Whether a filter of that shape asks for the values of fields that tell rows apart, so that no more than a few
+    match."""
+    parts = shape[1:] if shape[0] == "$and" else (shape,)
     equal = {part[0] for part in parts if len(part) == 2 and part[1] == "eq"}
     if any(equal.issuperset(group) for group in model.identifying):
         return True

@@ -25,7 +25,7 @@ from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Model, Schema
-from zcomm.data.requests import Command, Plan, make_plan, parse_command, telling
+from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
@@ -535,11 +535,9 @@ class Store:
         schema = self.schema
         within = None if reach is None else lambda name, field: targets(schema.models[name], reach(name, field))
         plan = make_plan(command, schema.find(command.model).restricted(fields), self.row_cap, rows or {}, within)
-        if tells:
-            plan = telling(plan, schema.find(command.model), judged)
         key = command.idempotency_key
         known = None if key is None else IdempotencyKey(identity, key, command.digest())
-        return Job(plan, known, owner, as_json, rows)
+        return Job(plan=plan, key=known, owner=owner, as_json=as_json, rows=rows, tells=tells, judged=judged)
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline

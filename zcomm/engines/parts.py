@@ -56,6 +56,8 @@ class Parts:
     def __init__(self, message: Broadcast):
         self._message = message
         self._made = {WHOLE: message}
+        #: What was found out, within the turn in which the message is told.
+        self._known: dict[Identity, Part | None] = {}
         self._indexes: dict[tuple[str, ...], dict[tuple[Any, ...], list[int]]] = {}
         self._keys: dict[str, msgspec.Raw] = {}
         self._changes: list[_Change] = []
@@ -69,7 +71,13 @@ class Parts:
         return self.of(identity, permissions) is not None
 
     def of(self, identity: Identity, permissions: Permissions) -> Part | None:
-        """The part that ``identity`` hears; ``None`` where it hears nothing."""
+        """The part that ``identity`` hears; ``None`` where it hears nothing. ``permissions`` are asked once."""
+        if identity in self._known:
+            return self._known[identity]
+        self._known[identity] = part = self._of(identity, permissions)
+        return part
+
+    def _of(self, identity: Identity, permissions: Permissions) -> Part | None:
         message, audience = self._message, self._message.audience
         rows = audience.rows
         if rows is None:

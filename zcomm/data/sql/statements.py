@@ -25,13 +25,16 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING
 from zcomm.data.models import Column, Field, Model, Reference
-from zcomm.data.requests import MAX_TOLD, Plan
+from zcomm.data.requests import Plan, finds_few
+from zcomm.data.row_security import tells_apart
 from zcomm.data.sql.conditions import ROW, Binds, Conditions, Parameter, compared
 
 __all__ = [
+    "MAX_JUDGED",
     "MAX_NARROWED",
     "MAX_STATEMENT",
     "MAX_STATEMENTS",
+    "MAX_TOLD",
     "RESULT_BYTES",
     "TOO_LARGE",
     "Statement",
@@ -45,6 +48,10 @@ MAX_STATEMENTS, MAX_STATEMENT = 4 << 20, 64 << 10
 _PARAMETER_BYTES = 200
 #: How many rows a change in two steps may be of.
 MAX_NARROWED = 10_000
+#: Of how many rows of a change others are told one by one.
+MAX_TOLD = 100
+#: Characters, or bytes, of a value that rows are named or told apart by: more is not brought back.
+MAX_JUDGED = 1000
 #: Since 3.38 every SQLite has the functions for JSON.
 _HAS_JSON = sqlite3.sqlite_version_info >= (3, 38, 0)
 #: Bytes that the values of one read may come to: what a reply may have (docs/protocol.rst, "Limits").
@@ -87,17 +94,32 @@ class Statement:
         return own + sum(each.size for each in others)
 
 
-class Telling(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
     """A change that brings back the fields of its rows of which others are told.
 
+    :ivar write: the change.
     :ivar find: what tells first whether the rows are few: a query for as many and one; of SQLite for their numbers,
         which ``write`` takes as a parameter. ``None`` where that is known, or is no matter.
     :ivar counts: whether ``write`` brings a few rows only, each behind the number of all.
+    :ivar fields: the fields that it brings back: the key, what is written, and :attr:`judged`.
+    :ivar judged: those by which rights may tell rows apart.
+    :ivar cut: those of which no more than :data:`MAX_JUDGED` and one are brought back.
+    :ivar padded: those in which blanks at the end count for nothing.
     """
 
-    find: Statement | None
     write: Statement
-    counts: bool = False
+    find: Statement | None
+    counts: bool
+    fields: tuple[str, ...]
+    judged: tuple[str, ...]
+    cut: frozenset[str]
+    padded: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return self.write.size + (0 if self.find is None else self.find.size)
 
 
 class _Pointer(NamedTuple):
@@ -137,7 +159,7 @@ class Statements:
         self._dialect = dialect
         self._sqlite = dialect.name == "sqlite"
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[Any, ...], Statement] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._size = 0
         self._conditions = Conditions(dialect)
 
@@ -149,12 +171,12 @@ class Statements:
             known = self._known.get(shape)
             if known is not None:
                 self._known.move_to_end(shape)
-                return known
+                return known  # type: ignore[no-any-return]
         made = self._compile(plan)
         self._remember({shape: made})
         return made
 
-    def _remember(self, made: dict[tuple[Any, ...], Statement]) -> None:
+    def _remember(self, made: Mapping[tuple[Any, ...], Statement | Telling]) -> None:
         """Keep statements by their shapes, and forget others where they come to too much."""
         size = sum(each.size for each in made.values())
         if size > MAX_STATEMENT:
@@ -199,11 +221,8 @@ class Statements:
         query = sa.select(ROW).select_from(table).where(self._reached(plan, table, binds))
         return self._compiled(query.suffix_with(f"LIMIT {most}"), binds, True)
 
-    def _by_numbers(self, plan: Plan, told: Group = ()) -> Statement:
-        """The change of the rows of some numbers that match ``plan``.
-
-        :param told: the fields that it brings back.
-        """
+    def _by_numbers(self, plan: Plan, told: Group = (), cut: frozenset[str] = frozenset()) -> Statement:
+        """The change of the rows of some numbers that match ``plan``; the parameters are those of :meth:`_compile`."""
         table = self._tables[plan.model.name]
         binds = Binds(plan, table, self._binders, narrowed=True)
         build: Any = self._update if plan.action == "update" else self._delete
@@ -212,45 +231,74 @@ class Statements:
         if plan.model.capabilities.lenient and plan.action == "update":
             write = write.prefix_with("OR ABORT", dialect="sqlite")
         if told:
-            write = write.returning(*_shown(plan.model, table, told))
+            write = write.returning(*self._cut(plan, table, told, cut))
         return replace(
             self._compiled(write, binds, bool(told)),
             pointing=self._pointing(plan, table, True),
             astray=self._astray(plan, table, True) if plan.confined else None,
         )
 
-    def telling(self, plan: Plan) -> Telling | None:
-        """``plan`` so that it brings back :attr:`~zcomm.data.requests.Plan.told` of its rows where they are few, and no
-        more than a few where they are many; ``None`` where there is no such thing."""
+    def telling(self, plan: Plan, rights: frozenset[str] | None) -> Telling | None:
+        """The change ``plan`` so that it brings back its rows where they are few, and no more than a few where they are
+        many; ``None`` where there is no such thing.
+
+        :param rights: the fields by which rights may tell rows apart; ``None`` for any.
+        """
+        shape = (plan.model.name, plan.shape, plan.confined, rights, "told")
+        with self._lock:
+            known = self._known.get(shape)
+            if known is not None:
+                self._known.move_to_end(shape)
+                return known  # type: ignore[no-any-return]
         plan = self._bound(plan)
-        whole = not plan.few and plan.shape[-1] == EVERYTHING.shape
-        if whole and plan.model.capabilities.disturbs:
+        model, capabilities = plan.model, plan.model.capabilities
+        few, whole = finds_few(model, plan.shape[-1]), plan.shape[-1] == EVERYTHING.shape
+        if capabilities.perhaps or "read" in capabilities.lacks or (self._sqlite and not few and not _HAS_JSON):
+            return None
+        if any(model.fields[name].hidden for name in (*model.key, *plan.written)):
+            return None
+        if whole and capabilities.disturbs:
             # A policy of the table may keep rows from who asks for something of them, and not from who does not.
             return None
-        if self._sqlite and not plan.few and not _HAS_JSON:
-            return None
-        shape = (plan.model.name, plan.shape, plan.confined, plan.told, "told")
-        finds = not plan.few and (self._sqlite or whole)
-        with self._lock:
-            found, made = self._known.get((*shape, "find")), self._known.get(shape)
-        if made is None or (finds and found is None):
-            table = self._tables[plan.model.name]
-            if plan.few or not self._sqlite:
-                made = self._compile(plan, plan.told)
-            else:
-                made = self._by_numbers(plan, plan.told)
-            if finds and self._sqlite:
-                found = self._numbers(plan, MAX_TOLD + 1)
-            elif finds:
-                one: ColumnElement[Any] = sa.literal_column("1")
-                query = sa.select(one).select_from(table).suffix_with(f"LIMIT {MAX_TOLD + 1}")
-                if plan.model.capabilities.only:
-                    query = query.with_hint(table, "ONLY", "postgresql")
-                found = self._compiled(query, Binds(plan, table, self._binders), True)
-            self._remember({shape: made} if found is None else {(*shape, "find"): found, shape: made})
-        return Telling(found, made, not self._sqlite and not plan.few)
+        named = model.visible if rights is None else [name for name in model.visible if name in rights]
+        judged = tuple(name for name in named if tells_apart(model.fields[name]))
+        fields = tuple(dict.fromkeys((*model.key, *plan.written, *judged)))
+        padded = frozenset(name for name in fields if (own := model.fields[name].column) is not None and own.padded)
+        cut = frozenset(
+            name
+            for name in fields
+            if name not in plan.written and name not in padded and _is_boundless(model.fields[name])
+        )
+        find = None
+        if few or not self._sqlite:
+            write = self._compile(plan, fields, cut, few)
+        else:
+            write, find = self._by_numbers(plan, fields, cut), self._numbers(plan, MAX_TOLD + 1)
+        if whole and not self._sqlite:
+            table = self._tables[model.name]
+            one: ColumnElement[Any] = sa.literal_column("1")
+            query = sa.select(one).select_from(table).suffix_with(f"LIMIT {MAX_TOLD + 1}")
+            if capabilities.only:
+                query = query.with_hint(table, "ONLY", "postgresql")
+            find = self._compiled(query, Binds(plan, table, self._binders), True)
+        made = Telling(
+            write=write,
+            find=find,
+            counts=not few and not self._sqlite,
+            fields=fields,
+            judged=judged,
+            cut=cut,
+            padded=padded,
+        )
+        self._remember({shape: made})
+        return made
 
-    def _compile(self, plan: Plan, told: Group = ()) -> Statement:
+    def _compile(self, plan: Plan, told: Group = (), cut: frozenset[str] = frozenset(), few: bool = True) -> Statement:
+        """
+        :param told: the fields that a change brings back.
+        :param cut: those of them of which no more than the beginning is wanted.
+        :param few: whether it does so of all its rows.
+        """
         table = self._tables[plan.model.name]
         build = getattr(self, "_" + plan.action)
         binds = Binds(plan, table, self._binders)
@@ -259,7 +307,8 @@ class Statements:
             # Not everywhere: it holds for the statements of the table's triggers as well, whatever they say.
             element = element.prefix_with("OR ABORT", dialect="sqlite")
         if told and isinstance(element, (sa.Update, sa.Delete)):
-            element = self._counting(element, plan, table, told)
+            shown = self._cut(plan, table, told, cut)
+            element = element.returning(*shown) if few else _counting(element, shown)
         made = self._compiled(element, binds, bool(told) or plan.action not in ("update", "delete"))
         if self._sqlite and _boundless(plan):
             made = replace(made, max_bytes=RESULT_BYTES)
@@ -271,17 +320,23 @@ class Statements:
             astray=self._astray(plan, table) if plan.confined else None,
         )
 
-    def _counting(self, write: sa.Update | sa.Delete, plan: Plan, table: sa.Table, told: Group) -> ClauseElement:
-        """``write``, bringing back the fields ``told``: of all rows, or where they may be many of some, each behind the
-        number of all."""
-        shown = _shown(plan.model, table, told)
-        if plan.few or self._sqlite:
-            return write.returning(*shown)
-        # The server does not send the others. Two of the columns may be called alike.
-        changed = write.returning(*(column.label(f"zcomm__r{place}") for place, column in enumerate(shown)))
-        rows = changed.cte("zcomm_changed")
-        count = sa.select(sa.func.count()).select_from(rows).scalar_subquery()
-        return sa.select(count, *rows.c).suffix_with(f"LIMIT {MAX_TOLD + 1}")
+    def _cut(self, plan: Plan, table: sa.Table, told: Group, cut: frozenset[str]) -> list[ColumnElement[Any]]:
+        """The columns of ``told``, those of ``cut`` without what is beyond :data:`MAX_JUDGED` and one."""
+        one: ColumnElement[Any] = sa.literal_column("1")
+        most: ColumnElement[Any] = sa.literal_column(str(MAX_JUDGED + 1))
+        made = []
+        for name, column in zip(told, _shown(plan.model, table, told), strict=True):
+            if name not in cut:
+                made.append(column)
+            elif self._sqlite:
+                # A number stays one.
+                text = sa.func.typeof(column).in_([sa.literal_column("'text'"), sa.literal_column("'blob'")])
+                made.append(sa.case((text, sa.func.substr(column, one, most)), else_=column))
+            else:
+                if plan.model.fields[name].kind.name != "bytes":
+                    column = sa.cast(column, sa.Text())
+                made.append(sa.func.pg_catalog.substr(column, one, most))
+        return made
 
     def _compiled(self, element: ClauseElement, binds: Binds, fetches: bool) -> Statement:
         compiled: Any = element.compile(dialect=self._dialect)
@@ -525,6 +580,15 @@ class Statements:
         return write.returning(sa.literal_column("1")) if self._sqlite and plan.model.capabilities.perhaps else write
 
 
+def _counting(write: sa.Update | sa.Delete, shown: Iterable[ColumnElement[Any]]) -> ClauseElement:
+    """``write``, bringing back ``shown`` of some of its rows, each behind the number of all."""
+    # The server does not send the others. Two of the columns may be called alike.
+    changed = write.returning(*(column.label(f"zcomm__r{place}") for place, column in enumerate(shown)))
+    rows = changed.cte("zcomm_changed")
+    count = sa.select(sa.func.count()).select_from(rows).scalar_subquery()
+    return sa.select(count, *rows.c).suffix_with(f"LIMIT {MAX_TOLD + 1}")
+
+
 def _only(write: _Write, plan: Plan) -> _Write:
     """``write`` to the rows of its table, without those of tables that came to inherit from it."""
     return write.with_hint("ONLY", dialect_name="postgresql") if plan.model.capabilities.only else write
@@ -628,13 +692,14 @@ def _boundless(plan: Plan) -> list[str]:
     """The fields of a read whose values may be of any size."""
     if plan.action != "read":
         return []
-    fields = (plan.model.fields[name] for name in plan.returning)
-    return [
-        field.name
-        for field in fields
-        if field.kind.name in ("bytes", "json")
-        or (field.kind.textual and (field.rules is None or field.rules.max_length is None))
-    ]
+    return [name for name in plan.returning if _is_boundless(plan.model.fields[name])]
+
+
+def _is_boundless(field: Field) -> bool:
+    """Whether the values of ``field`` may be of any size."""
+    if field.kind.textual:
+        return field.rules is None or field.rules.max_length is None
+    return field.kind.name in ("bytes", "json")
 
 
 def _measured(query: sa.Select[Any], plan: Plan, names: list[str], allowance: Any) -> sa.Select[Any]:
