@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import psycopg
+import pytest
 import pytest_twisted
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.postgres import Cluster
+from twisted.internet.threads import deferToThread
 
-from zcomm.bifrost.messages import encode
+from zcomm.auth.policy import AllowAll
+from zcomm.bifrost.messages import encode, encode_broadcast
 from zcomm.data.execution import Done
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.sql.statements import MAX_TOLD
 from zcomm.data.store import Store
-from zcomm.interfaces import Audience
+from zcomm.engines.parts import Parts
+from zcomm.errors import PermissionDenied
+from zcomm.interfaces import Audience, Broadcast, FieldRights, Identity
 
 ANN = "ann"
 
@@ -335,3 +343,162 @@ async def test_what_postgresql_does_not_bring_back_is_not_told(
         assert values == [{"id": number, "label": "p", "size": number * 10} for number in range(1, count + 1)]
     await store.stop()
     run_sql(postgresql_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_kept_others_waiting_is_told_of_all_the_same(tmp_path: Any, make_store: Callable[..., Store]):
+    """Its rows are found before it has its turn; a few of them are told of, many are not."""
+    store = make_store(f"sqlite:///{tmp_path}/slow.sqlite3")
+    await store.start()
+    turns: Any = store._execution._database
+    for count in (5, MAX_TOLD, MAX_TOLD + 1):
+        await change(store, "delete", "Seats", all=True)
+        await seats(store, count)
+        for where in ({"number__gte": 0}, {"row": "r0", "number": 3}):
+            turns._turns._slow[ANN], turns._turns._others_at = time.monotonic() + 60, time.monotonic()
+            assert turns.expects_long(ANN)
+            done = await change(store, "update", "Seats", where=where, values={"taken": None})
+            changed = 1 if "row" in where else count
+            assert done.result == {"updated": changed}
+            assert (None if done.told is None else len(told(done)[0])) == (None if changed > MAX_TOLD else changed)
+
+
+NOTES = load_schema(
+    "Notes: {id: {type: int, pk: true}, owner: str, team: int, public: bool, label: str, pay: int,"
+    " hid: {type: str, hidden: true}}"
+)
+RIGHTS = frozenset({"owner", "team", "public"})
+owners, teams, labels = st.sampled_from(["ann", "bob", None]), st.sampled_from([0, 1, None]), st.sampled_from("abc")
+notes = st.fixed_dictionaries(
+    {"owner": owners, "team": teams, "public": st.booleans(), "label": labels, "pay": st.integers(0, 3)}
+)
+#: With the places of rows where their numbers go.
+wheres = (
+    st.fixed_dictionaries({"id": st.integers(0, 5)})
+    | st.fixed_dictionaries({"id__in": st.lists(st.integers(0, 5), max_size=3)})
+    | st.fixed_dictionaries({}, optional={"owner": owners, "team": teams, "public": st.booleans()})
+    | st.fixed_dictionaries({"label__gte": labels, "pay__lt": st.integers(0, 4)})
+)
+written = st.fixed_dictionaries(
+    {},
+    optional={"owner": owners, "team": teams, "public": st.booleans(), "label": st.just("new"), "pay": st.just(9)},
+).filter(len)
+granted = st.fixed_dictionaries(
+    {}, optional={"owner": st.sampled_from(["ann", "bob"]), "team": st.integers(0, 1), "public": st.booleans()}
+)
+hidden = st.sets(st.sampled_from(["owner", "label", "pay", "public"]))
+
+
+class Hearer(AllowAll):
+    """Somebody with rights to some rows, and without some fields."""
+
+    def __init__(self, rows: dict[str, Any], hide: set[str]):
+        self._rows, self._fields = rows, FieldRights(hide=hide)
+
+    def __repr__(self) -> str:
+        return f"Hearer({self._rows}, {set(self._fields.hide)})"
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return self._rows
+
+    def fields(self, identity: Identity, model: str) -> FieldRights:
+        return self._fields
+
+    def expected(self, before: list[dict[str, Any]], after: list[dict[str, Any]], values: Any) -> Any:
+        """What it is to hear of rows that were removed, or in which ``values`` were set."""
+
+        def mine(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [row for row in rows if all(row[name] == value for name, value in self._rows.items())]
+
+        if values is None:
+            ids = [row["id"] for row in mine(before)]
+            return {"zKey": "k", "result": {"deleted": len(ids)}, "ids": ids} if ids else None
+        seen = [name for name in values if name not in self._fields.hide]
+        rows = mine(after) if seen or not self._rows.keys().isdisjoint(values) else []
+        changes = [{"id": row["id"], "values": {name: row[name] for name in seen}} for row in rows]
+        return {"zKey": "k", "result": {"updated": len(changes)}, "changes": changes} if changes else None
+
+    def hears(self, done: Done) -> Any:
+        """What it hears, once the message has gone to another process."""
+        if done.told is None:
+            return None
+        keys, rows = done.told
+        audience = Audience.from_json(Audience("model", "Notes", None, rows).to_json())
+        payload = encode_broadcast("k", None, None, {"result": done.result, **keys})
+        parts = Parts(Broadcast(payload, audience, is_result=True))
+        part = parts.of(Identity("x", "y"), self)
+        if part is None:
+            return None
+        heard = json.loads(parts.message(part).payload)
+        for items in (heard.get("ids"), heard.get("changes")):
+            if items:
+                items.sort(key=lambda item: item if isinstance(item, int) else item["id"])
+        return heard
+
+
+counted: dict[str, int] = {}
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.lists(notes, min_size=1, max_size=6),
+    where=wheres,
+    values=st.none() | written,
+    mine=granted,
+    hearers=st.lists(
+        st.builds(Hearer, granted, st.sets(st.sampled_from(["owner", "label", "pay", "public"]))),
+        min_size=3,
+        max_size=5,
+    ),
+    is_hinted=st.booleans(),
+)
+def check_hearers(
+    stores: list[Store],
+    rows: list[dict[str, Any]],
+    where: dict[str, Any],
+    values: Any,
+    mine: dict[str, Any],
+    hearers: list[Hearer],
+    is_hinted: bool,
+) -> None:
+    for store in stores:
+        handle = store.handle_request
+        handle({"action": "delete", "model": "Notes", "all": True})
+        ids = [handle({"action": "create", "model": "Notes", "values": row})["id"] for row in rows]
+        asked: dict[str, Any] = {"where": dict(where)} if where else {"all": True}
+        if "id" in where:
+            asked["where"]["id"] = ids[where["id"] % len(ids)]
+        if "id__in" in where:
+            asked["where"]["id__in"] = [ids[place % len(ids)] for place in where["id__in"]]
+        everything = {"action": "read", "model": "Notes", "order_by": "id"}
+        before = handle({**everything, "where": {"$and": [asked.get("where", {}), mine]}})
+        action = {"action": "delete"} if values is None else {"action": "update", "values": values}
+        command = parse_command({**action, "model": "Notes", **asked})
+        try:
+            job = store._job(command, ANN, mine, None, ANN, True, tells=True, judged=RIGHTS if is_hinted else None)
+        except PermissionDenied:
+            # It would take rows out of its own reach.
+            return
+        done = job.trivial() or store._execution.perform(job)
+        assert done.result in ({"deleted": len(before)}, {"updated": len(before)})
+        changed = {row["id"] for row in before}
+        after = [row for row in handle(everything) if row["id"] in changed]
+        for hearer in hearers:
+            expected = hearer.expected(before, after, values)
+            assert hearer.hears(done) == expected, (store.url, hearer)
+            kind = "nothing" if expected is None else "ids" if "ids" in expected else "changes"
+            counted[kind] = counted.get(kind, 0) + 1
+
+
+@pytest.mark.unmeasured
+@pytest_twisted.ensureDeferred
+async def test_each_hears_what_it_may_read(
+    postgresql: Cluster, postgresql_url: str, tmp_path: Any, make_store: Callable[..., Store]
+):
+    """Random rows, changes and rights, on both databases: what each hears is what was removed of what it could read,
+    and what was set in what it may read, as a reference finds it that reads all rows before and after."""
+    made = [make_store(url, NOTES) for url in (f"sqlite:///{tmp_path}/told.sqlite3", postgresql_url)]
+    for store in made:
+        await store.start()
+    await deferToThread(check_hearers, made)
+    assert min(counted.values()) > 20 and len(counted) == 3, counted
