@@ -49,6 +49,7 @@ const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
 const PUBLISH_OPTIONS = ['timeout', 'signal', 'idempotencyKey'];
 const HISTORY_OPTIONS = ['limit', 'reverse', 'since', 'before', 'timeout', 'signal'];
 
+const KEPT = 'zbifrost.token'; // where a tab keeps what it signs in with
 const TOPIC_NAME = /^[\w.:@/%-]{1,255}$/;
 const TOPIC_EVENTS = ['message', 'continuity', 'presence', 'subscribed', 'unsubscribed', 'error'];
 const MOST_UNREAD = 1000; // messages that a `for await` keeps
@@ -2079,6 +2080,52 @@ function createClient(url, token, options) {
   return new zBifrost(url, token, options).connect();
 }
 
+/**
+ * What a page's own client signs in with: `new zBifrost(undefined, await signIn())`. It is the token that a link brings
+ * (`#code=…` in the page's address, as `zcomm url` prints it), else the one that this tab has from before, else null.
+ * Rejects when the server does not take the link.
+ * @param {string} [token]  kept for this tab in the place of what it has; '' for none
+ */
+async function signIn(token) {
+  const { location, history, sessionStorage } = globalThis;
+  if (location === undefined || sessionStorage === undefined) throw new TypeError('zBifrost: signIn() is for pages');
+  const code = token === undefined ? new URLSearchParams(location.hash.slice(1)).get('code') : null;
+  let kept = token;
+  if (code !== null) {
+    try {
+      kept = await trade(code);
+    } finally {
+      // Where nobody finds it who looks over a shoulder, or into the history.
+      history.replaceState(history.state, '', location.pathname + location.search);
+    }
+  }
+  if (kept) sessionStorage.setItem(KEPT, kept);
+  else if (kept === '') sessionStorage.removeItem(KEPT);
+  return sessionStorage.getItem(KEPT);
+}
+
+/** The token of a session for a code, which is good once: it is in the answer to the first `zDescribe` of a connection
+ * that the code has opened. Empty where the server asks nobody for a token. */
+function trade(code) {
+  return new Promise((resolve, reject) => {
+    const socket = new globalThis.WebSocket(parseAddress(globalThis.location), [PROTOCOL, `code.${code}`]);
+    const describe = { zKey: 'zDescribe', zHorizontal: ['identity'], _requestId: 1 };
+    socket.addEventListener('open', () => socket.send(JSON.stringify(describe)));
+    socket.addEventListener('message', ({ data }) => {
+      // What others are told may come before the answer.
+      const { _requestId, result, error } = JSON.parse(data);
+      if (_requestId !== 1) return;
+      if (error === undefined) resolve(result.session ?? '');
+      else reject(new BifrostError(error, { code: 'invalid' }));
+      socket.close(1000);
+    });
+    socket.addEventListener('close', ({ code: closeCode, reason }) => {
+      const why = `${reason || 'no connection'} (close code ${closeCode})`;
+      reject(new ConnectionRefused(`The link does not sign in: ${why}; zcomm url prints another`, { closeCode, reason }));
+    });
+  });
+}
+
 function hangUp(link) {
   const socket = link?.socket;
   try {
@@ -2138,4 +2185,4 @@ async function importWebSocket() {
   }
 }
 
-module.exports = { BifrostError, ConnectionLost, NotConnected, ConnectionRefused, RequestTimeout, RequestAborted, CommandFailed, fullJitter, zBifrost, createClient };
+module.exports = { BifrostError, ConnectionLost, NotConnected, ConnectionRefused, RequestTimeout, RequestAborted, CommandFailed, fullJitter, zBifrost, createClient, signIn };

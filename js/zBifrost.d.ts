@@ -327,6 +327,11 @@ export class zBifrost {
 /** A client that is already connected. */
 export function createClient(url?: string | URL, token?: string | null, options?: Options): Promise<zBifrost>;
 
+/** What a page's own client signs in with: the token of the link that it was opened by (`#code=…`), else the one that this
+ * tab has from before, else null. A `token` is kept for this tab in its place; '' forgets it.
+ * @throws ConnectionRefused where the server does not take the link. */
+export function signIn(token?: string): Promise<string | null>;
+
 /** The delay rule of reconnecting: any time up to a limit that doubles from `base` to `cap`, in milliseconds. */
 export function fullJitter(rule?: { base?: number; cap?: number; random?: () => number }): (attempt: number) => number;
 

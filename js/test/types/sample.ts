@@ -8,6 +8,7 @@ import {
   RequestAborted,
   RequestTimeout,
   createClient,
+  signIn,
   fullJitter,
   zBifrost,
 } from 'zbifrost';
@@ -97,6 +98,8 @@ export async function sample(): Promise<void> {
 
   try {
     await createClient();
+    new zBifrost(undefined, await signIn());
+    await signIn('token');
   } catch (error) {
     if (error instanceof CommandFailed) error.fields['email']?.trim();
     if (error instanceof ConnectionRefused || error instanceof NotConnected) error.closeCode.toFixed(sum);
