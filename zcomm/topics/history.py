@@ -23,7 +23,7 @@ MAX_SIZE = 1024 * 1024
 #: The part of all memory for messages that one user's may take.
 USER_SHARE = 4
 #: Bytes that a message and a topic take beside what is in them.
-MESSAGE, TOPIC = 200, 700
+MESSAGE, TOPIC = 120, 1400
 #: Seconds for which a topic's position is known after its last message, and as many times its ``keep`` at least.
 KNOWN, KEEPS = 24 * 3600.0, 10
 #: Topics that are forgotten at once, at most, so that nobody waits for many.
@@ -46,6 +46,10 @@ class _Author:
     logs: OrderedDict[Log, int] = field(default_factory=OrderedDict)
 
 
+#: Stands for the messages of a topic that has none; a deque of its own takes as much as all else of a topic.
+_NONE: deque[tuple[bytes, _Author | None, str]] = deque()
+
+
 class Log:
     """The messages of one topic.
 
@@ -63,7 +67,7 @@ class Log:
         self.topic = topic
         self.epoch = epoch
         self.top = 0
-        self.messages: deque[tuple[bytes, _Author | None, str]] = deque()
+        self.messages = _NONE
         self.owner: _Author | None = None
         self.expires = self.known = 0.0
         #: When it is looked at next.
@@ -188,6 +192,8 @@ class Histories:
             logs[log] = logs.get(log, 0) + cost
             logs.move_to_end(log)
         log.top += 1
+        if log.messages is _NONE:
+            log.messages = deque()
         log.messages.append((fragment, user, origin))
         self.size += cost
         self._filled[log] = None
@@ -340,6 +346,7 @@ class Histories:
         """Forget the messages of a log; where it stands is known on."""
         while log.messages:
             self._drop_first(log)
+        log.messages = _NONE
         self._filled.pop(log, None)
         if not log.listeners:
             self._rests(log)

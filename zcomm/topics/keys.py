@@ -16,7 +16,7 @@ KEPT = 300.0
 #: They are forgotten in so many parts, the oldest as a whole.
 PARTS = 10
 #: Bytes that a key takes, more or less.
-SIZE = 256
+SIZE = 400
 #: The part of all keys that one user's may be.
 SHARE = 4
 
@@ -31,7 +31,8 @@ class _Part:
 
     def __init__(self, begun: float):
         self.begun = begun
-        self.entries: dict[bytes, Entry] = {}
+        #: By user and key.
+        self.entries: dict[tuple[str, str], Entry] = {}
         self.by_author: Counter[str] = Counter()
 
 
@@ -60,7 +61,7 @@ class Keys:
         now = self._seconds()
         while self._parts and self._parts[0].begun + KEPT + KEPT / PARTS <= now:
             self._parts.popleft()
-        name = _name(author, key)
+        name = author, key
         for part in reversed(self._parts):
             entry = part.entries.get(name)
             if entry is not None:
@@ -87,12 +88,7 @@ class Keys:
             # A user of so many keys would let others' be forgotten.
             return
         part.by_author[author] += 1
-        part.entries[_name(author, key)] = digest, position
-
-
-def _name(author: str, key: str) -> bytes:
-    # The lengths keep two users apart whose names and keys are the same text together.
-    return blake2b(f"{len(author)} {author}{key}".encode(), digest_size=16).digest()
+        part.entries[author, key] = digest, position
 
 
 def digest_of(topic: str, data: bytes) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeGuard
+
+import msgspec
 
 from zcomm.budget.written import write_json
 from zcomm.errors import Invalid
@@ -42,8 +43,7 @@ _KEY = f"must be a text of 1 to {MAX_KEY} printable ASCII characters"
 _UNSET = object()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subscribe:
+class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
     """The request ``zSubscribe``.
 
     :ivar since: the position from which on nothing is to be missed.
@@ -61,8 +61,7 @@ class Subscribe:
     echo: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True, kw_only=True):
     """The request ``zPublish``."""
 
     topic: str
@@ -70,8 +69,7 @@ class Publish:
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(msgspec.Struct, frozen=True, kw_only=True):
     """The request ``zHistory``.
 
     :ivar before: its epoch is empty where only an offset was given.
@@ -84,8 +82,7 @@ class History:
     reverse: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presence:
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
     """The request ``zPresence``.
 
     :ivar state: the new one, as JSON; ``None`` to look only.

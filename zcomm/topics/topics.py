@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.budget.budgets import Budgets
+from zcomm.budget.written import write_json
 from zcomm.config import Limits, read_text
 from zcomm.errors import CommandError, Invalid, NotFound, PermissionDenied
 from zcomm.interfaces import RIGHTS, Identity, IEngine, Kept, Permissions, Position, Slice
@@ -264,7 +265,7 @@ class Topics:
         fragment = b'"data":' + data + sender
         digest = b""
         if key is not None:
-            fragment = b'"key":' + json.dumps(key).encode() + b"," + fragment
+            fragment = b'"key":' + write_json(key) + b"," + fragment
             digest = digest_of(topic, asked)
         kept = Kept(kind.history, kind.keep) if kind.history else None
         sent = self.engine.publish(topic, kept, fragment, author, origin, key, digest, teller)
