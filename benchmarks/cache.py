@@ -46,16 +46,15 @@ def peers_python() -> Path:
     return python
 
 
-def node_peer() -> Path | None:
-    """The script of the Node peer beside its package; ``None`` where there is no Node."""
+def node_script(name: str, package: str) -> Path | None:
+    """The script of a peer on Node beside its package, which is installed; ``None`` where there is no Node."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not (node and npm):
         return None
     directory = cache_directory() / "node"
-    script = directory / "p_ws.mjs"
-    if not (directory / "node_modules" / "ws").exists():
+    if not (directory / "node_modules" / package).exists():
         directory.mkdir(exist_ok=True)
-        print("installing the Node peer …", file=sys.stderr)
-        subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "ws"], cwd=directory, check=True)
-    shutil.copy(PEERS / "p_ws.mjs", script)
-    return script
+        print(f"installing {package} …", file=sys.stderr)
+        subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", package], cwd=directory, check=True)
+    shutil.copy(PEERS / name, directory / name)
+    return directory / name

@@ -130,7 +130,7 @@ def known() -> dict[str, Server]:
         peer("autobahn-epoll", "epoll"),
         peer("autobahn-uvloop", "uvloop"),
     ]
-    script = cache.node_peer()
+    script = cache.node_script("p_ws.mjs", "ws")
     if script is not None:
         servers.append(Server("ws", ("node", str(script), "PORT")))
     return {server.name: server for server in servers}

@@ -15,6 +15,7 @@
  *
  * Environment:
  *   WSLOAD_HELLO   text to send after the opening handshake, before anything else
+ *   WSLOAD_THEN    text to send once those have come
  *   WSLOAD_READY   frames from the server that belong to the opening and are not counted
  *   WSLOAD_PID     the server's process: its processor time per reply, delivery or connect is reported
  *   WSLOAD_FROM    the first running number (0)
@@ -54,7 +55,7 @@ static double now(void) {
 }
 
 static int port;
-static const char *path, *payload, *origin, *hello;
+static const char *path, *payload, *origin, *hello, *then;
 static int ready_after, server;
 static unsigned long seq, range, first;
 
@@ -183,6 +184,8 @@ int main(int argc, char **argv) {
     int conns = atoi(argv[4]); unsigned depth = atoi(argv[5]); double secs = atof(argv[6]); payload = argv[7];
     origin = getenv("WSLOAD_ORIGIN");
     hello = getenv("WSLOAD_HELLO");
+    if (hello && !*hello) hello = NULL;
+    then = getenv("WSLOAD_THEN");
     ready_after = getenv("WSLOAD_READY") ? atoi(getenv("WSLOAD_READY")) : 0;
     first = getenv("WSLOAD_FROM") ? strtoul(getenv("WSLOAD_FROM"), NULL, 10) : 0;
     range = getenv("WSLOAD_RANGE") ? strtoul(getenv("WSLOAD_RANGE"), NULL, 10) : 1 << 30;
@@ -196,6 +199,11 @@ int main(int argc, char **argv) {
     for (int i = 0; i < all; i++) {
         cs[i].fd = dial(i);
         while (!cs[i].open || cs[i].before) if (take(&cs[i]) < 0) { fprintf(stderr, "connection %d refused\n", i); return 1; }
+        if (then) {
+            unsigned char out[1024];
+            size_t n = masked(out, then, strlen(then));
+            if (write(cs[i].fd, out, n) != (ssize_t)n) { perror("write"); exit(1); }
+        }
         fcntl(cs[i].fd, F_SETFL, O_NONBLOCK);
         struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
         epoll_ctl(ep, EPOLL_CTL_ADD, cs[i].fd, &e);

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _enter_task, _leave_task, current_task
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent import futures
 from contextvars import copy_context
 from types import CoroutineType
 from typing import Any, Generic, NoReturn, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 from twisted.python.failure import Failure
 
 from zcomm.errors import CommandError
@@ -23,6 +23,7 @@ __all__ = [
     "Waiters",
     "awaited",
     "caught",
+    "driven",
     "following",
     "is_cancellation",
     "is_promise",
@@ -65,6 +66,41 @@ def _then_later(failure: Failure, call: Callable[..., Any], *args: Any) -> Failu
     if outcome is not None:
         outcome.addCallback(call, *args)
     return failure
+
+
+def driven(steps: Generator[Deferred[Any], Any, T]) -> T | Deferred[T]:
+    """The result of ``steps``, which yields Deferreds and gets their results, as with ``inlineCallbacks``; a Deferred
+    of it where one of them has not fired yet. As long as they have, it costs next to nothing.
+
+    What ``steps`` raises before the first that has not is raised here.
+    """
+    result = None
+    try:
+        while True:
+            waiting = steps.send(result)
+            result = getattr(waiting, "result", None)
+            if not waiting.called or waiting.paused or isinstance(result, (Failure, Deferred)):
+                return _driven_on(steps, waiting)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+@inlineCallbacks
+def _driven_on(steps: Generator[Deferred[Any], Any, T], waiting: Deferred[Any]) -> Generator[Deferred[Any], Any, T]:
+    try:
+        while True:
+            try:
+                result = yield waiting
+            except Exception as error:
+                waiting = steps.throw(error)
+            else:
+                waiting = steps.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    finally:
+        steps.close()
 
 
 class Waiters(Generic[T]):

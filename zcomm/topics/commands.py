@@ -50,7 +50,7 @@ class TopicCommands:
         subscriber = self._subscriber(client, "zSubscribe")
         return subscriber.in_order(asked.topic, partial(self._subscribe, asked, client, subscriber))
 
-    def _subscribe(self, asked: Subscribe, client: Client, subscriber: Subscriber) -> Deferred[Any]:
+    def _subscribe(self, asked: Subscribe, client: Client, subscriber: Subscriber) -> Any:
         def judge() -> Found:
             found = self._check(client, "subscribe", asked.topic)
             if asked.presence:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from zcomm.budget.account import PUBLISH_BURST, Bucket
@@ -31,6 +31,7 @@ from zcomm.interfaces import (
     Position,
     Slice,
 )
+from zcomm.runtime.deferreds import driven
 from zcomm.topics.kinds import Found, Kinds
 from zcomm.topics.requests import MAX_MESSAGES, Subscribe
 from zcomm.topics.subscriber import Subscriber
@@ -181,15 +182,17 @@ class Hub:
 
     # -- subscribing
 
-    @inlineCallbacks
-    def subscribe(
-        self, subscriber: Subscriber, asked: Subscribe, found: Found, judge: Callable[[], Found]
-    ) -> Generator[Deferred[Any], Any, dict[str, Any] | Written]:
+    def subscribe(self, subscriber: Subscriber, asked: Subscribe, found: Found, judge: Callable[[], Found]) -> Any:
         """Subscribe a connection, or begin its subscription anew.
 
         :param judge: says of which kind the topic is; raises where the client may not subscribe to it, now.
-        :returns: a Deferred of the result, which has to be sent in the turn in which it fires.
+        :returns: the result, or a Deferred of it; it has to be sent in the turn in which it is there.
         """
+        return driven(self._subscribing(subscriber, asked, found, judge))
+
+    def _subscribing(
+        self, subscriber: Subscriber, asked: Subscribe, found: Found, judge: Callable[[], Found]
+    ) -> Generator[Deferred[Any], Any, dict[str, Any] | Written]:
         topic = self._hold(asked.topic, found)
         is_in = False
         try:
