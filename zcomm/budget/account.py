@@ -167,7 +167,6 @@ class Account:
     :ivar is_away: whether it has nothing for more than a turn.
     :ivar database: seconds that its statements may run.
     :ivar broadcast: bytes that its commands may tell others in full.
-    :ivar publishing: messages that it may publish without a connection.
     :ivar arriving: bytes of its messages that are not whole yet, or wait for their turn.
     :ivar may_arrive: how many of them there may be.
     :ivar finishing: the connection whose message is read to its end although too many bytes have arrived, if any.
@@ -188,6 +187,8 @@ class Account:
         "_crowd",
         "_faded",
         "_on_reactor",
+        "_publish_rate",
+        "_publishing",
         "_seconds",
         "_turns",
         "_waiting",
@@ -207,7 +208,6 @@ class Account:
         "may_arrive",
         "may_run",
         "owner",
-        "publishing",
         "refused",
         "running",
     )
@@ -230,7 +230,9 @@ class Account:
         self.refused = 0
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
         self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)
-        self.publishing = Bucket(limits.publish_rate, limits.publish_rate * PUBLISH_BURST, seconds)
+        # Most users never publish so.
+        self._publish_rate = limits.publish_rate
+        self._publishing: Bucket | None = None
         self.busy = self._counted = 0.0
         self.due = SLICE
         self._on_reactor = Meter(seconds)
@@ -262,9 +264,17 @@ class Account:
             and not self.is_spent
             and self.database.is_full
             and self.broadcast.is_full
-            and self.publishing.is_full
+            and (self._publishing is None or self._publishing.is_full)
             and self.cost(self._seconds()) < NOTHING
         )
+
+    @property
+    def publishing(self) -> Bucket:
+        """The messages that it may publish without a connection."""
+        if self._publishing is None:
+            rate = self._publish_rate
+            self._publishing = Bucket(rate, rate * PUBLISH_BURST, self._seconds)
+        return self._publishing
 
     def may_finish(self, client: Arriving) -> bool:
         """Whether the rest of a message is read though too much has arrived: of one connection at a time it is, since

@@ -86,6 +86,8 @@ class Hub:
         self._fan_out = FanOut(batch, fan_out)
         self._topics: dict[str, Topic] = {}
         self.subscribers: dict[str, Subscriber] = {}
+        #: Messages so far that somebody here was told of.
+        self.delivered = 0
         self._numbers = 0
         #: Topics with messages that wait for the end of the turn.
         self._dirty: list[Topic] = []
@@ -100,7 +102,7 @@ class Hub:
     @property
     def subscriptions(self) -> int:
         """The number of subscriptions of all connections."""
-        return sum([len(subscriber.topics) for subscriber in self.subscribers.values()])
+        return self._by_user.total()
 
     # -- positions
 
@@ -383,6 +385,7 @@ class Hub:
         heard = self._topics.get(topic)
         if heard is None:
             return
+        self.delivered += 1
         offset = 0
         if position is not None and heard.epoch:
             heard.offset = offset = position.offset

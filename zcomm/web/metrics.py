@@ -55,6 +55,15 @@ class _Numbers:
         yield GaugeMetricFamily(
             "zcomm_results_held_bytes", "Bytes of results on their way to clients", state.budgets.memory.held
         )
+        hub = self._bifrost.topics.hub
+        yield GaugeMetricFamily("zcomm_topics", "Topics that somebody is subscribed to", len(hub))
+        yield GaugeMetricFamily("zcomm_subscriptions", "Subscriptions of all connections", hub.subscriptions)
+        kept = getattr(hub.engine, "histories", None)
+        if kept is not None:
+            yield GaugeMetricFamily("zcomm_history_bytes", "Bytes of the messages that topics keep", kept.size)
+        yield CounterMetricFamily(
+            "zcomm_messages", "Messages of topics delivered by this program so far", hub.delivered
+        )
         yield from _dearest(state.budgets)
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
         yield CounterMetricFamily("zcomm_commands", "Commands received so far", state.commands)
