@@ -30,6 +30,7 @@ KNOWN, KEEPS = 24 * 3600.0, 10
 AT_ONCE = 4
 #: Topics without messages that are remembered, because others may know their numbering.
 IDLE = 100_000
+NEVER = float("inf")
 #: Groups of topics, each of which has its own count of those that were forgotten.
 GROUPS = 4096
 
@@ -61,7 +62,7 @@ class Log:
     :ivar owner: who has published to it first, and is charged with the topic itself.
     """
 
-    __slots__ = ("due", "epoch", "expires", "known", "listeners", "messages", "owner", "top", "topic")
+    __slots__ = ("due", "epoch", "expires", "far", "known", "listeners", "messages", "owner", "top", "topic")
 
     def __init__(self, topic: str, epoch: str):
         self.topic = topic
@@ -70,8 +71,8 @@ class Log:
         self.messages = _NONE
         self.owner: _Author | None = None
         self.expires = self.known = 0.0
-        #: When it is looked at next.
-        self.due = float("inf")
+        #: When it is looked at next; and later once more, for a time that was noted before that one.
+        self.due = self.far = NEVER
         self.listeners = 0
 
     @property
@@ -118,7 +119,7 @@ class Histories:
         self._filled: OrderedDict[Log, None] = OrderedDict()
         self._idle: OrderedDict[Log, None] = OrderedDict()
         self._authors: dict[str, _Author] = {}
-        #: What is to be looked at, and when; each log is in it once.
+        #: What is to be looked at, and when; each log is in it twice at most.
         self._due: list[tuple[float, int, Log]] = []
         self._numbers = count()
         # A topic that nobody has published to need not be remembered: its numbering follows from its name, and from how
@@ -202,6 +203,8 @@ class Histories:
         log.expires = now + kept.seconds
         log.known = now + max(KNOWN, KEEPS * kept.seconds)
         if log.expires < log.due:
+            # What stands there already is met once more, and not noted again meanwhile.
+            log.far = min(log.due, log.far)
             self._look_at(log, log.expires)
         while len(log.messages) > kept.messages:
             self._drop_first(log)
@@ -291,15 +294,21 @@ class Histories:
             if not due or due[0][0] > now:
                 return
             when, _, log = heappop(due)
-            if log.due != when or self._logs.get(log.topic) is not log:
+            if self._logs.get(log.topic) is not log:
                 continue
-            log.due = float("inf")
+            if log.due != when:
+                log.far = NEVER
+                continue
+            log.due = NEVER
             if log.expires > now:
                 self._look_at(log, log.expires)
                 continue
             self._clear(log)
             if log.known > now:
-                self._look_at(log, log.known)
+                if log.far < NEVER:
+                    log.due, log.far = log.far, NEVER
+                else:
+                    self._look_at(log, log.known)
             elif not log.listeners:
                 self._forget(log)
 
