@@ -222,9 +222,10 @@ class Kinds:
     def _check(kinds: list[Kind], where: str) -> None:
         seen: dict[Any, str] = {}
         for kind in kinds:
-            other = seen.setdefault(kind.pattern.shape, kind.pattern.text)
-            if other is not kind.pattern.text:
+            other = seen.get(kind.pattern.shape)
+            if other is not None:
                 raise ConfigError(where, f"{kind.pattern.text} has the names of {other}, which is declared already")
+            seen[kind.pattern.shape] = kind.pattern.text
 
     def _sort(self) -> None:
         self._sorted = sorted([*self._declared, *self._of_file], key=lambda kind: kind.pattern.rank)
