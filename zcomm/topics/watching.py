@@ -148,7 +148,8 @@ class Watching:
         if topic is not None:
             if now.connections > DETAIL:
                 topic.is_detailed = False
-            is_detailed = is_detailed and topic.is_detailed
+            # Below the lower bound all are told names at the end of this moment, which this answer is part of.
+            is_detailed = is_detailed and (topic.is_detailed or now.connections < DETAIL_AGAIN)
         shown: dict[str, Any] = {"version": now.version, "users": now.users, "connections": now.connections}
         if is_detailed and now.members is not None:
             shown["members"] = raw_members(now.members)
