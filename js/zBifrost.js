@@ -594,9 +594,12 @@ class Listeners {
   together(act) {
     const busy = this.#busy;
     this.#busy = true;
-    act();
-    this.#busy = busy;
-    this.#tellDue();
+    try {
+      act();
+    } finally {
+      this.#busy = busy;
+      this.#tellDue();
+    }
   }
 
   #tellDue() {
@@ -1991,7 +1994,8 @@ export class zBifrost {
         // The server puts clients into topics that they did not ask for.
         const { event, topic: name } = message;
         const topic = event === 'subscribed' ? this.topic(name) : this.#topics.get(name)?.deref();
-        if (topic) Topic.received(topic, message);
+        // What a program broadcasts in such a form may be no such event.
+        if (topic) this.#listeners.guard(`${event} of ${name}`, () => Topic.received(topic, message));
         else this.#listeners.emit('broadcast', message);
         break;
       }

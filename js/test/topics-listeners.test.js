@@ -172,3 +172,30 @@ describe('listeners of a topic', () => {
     assert.deepEqual(heard, [1]);
   });
 });
+
+it('what is no event of a topic though it looks like one harms nobody', async () => {
+  const { net, client, server } = await withTopics();
+  const errors = [];
+  client.on('error', (error) => errors.push(error.code));
+  const room = client.topic('room:1', { presence: true });
+  await room.subscribe();
+  const told = tellings(room, ['message', 'presence']);
+  const event = { event: 'presence', topic: 'room:1' };
+  for (const wrong of [
+    { ...event, after: 0, version: 9, left: { me: 5 }, users: 1, connections: 1 },
+    { ...event, after: 0, version: 9, members: [], joined: 'all' },
+    { ...event, after: {}, version: 'x', left: null },
+    { ...event, event: 'topic', epoch: {}, recovered: 0 },
+    { ...event, event: 'message', offset: null },
+    { ...event, event: 'message', offset: 'x' },
+  ]) {
+    net.last.say(wrong);
+  }
+  assert.ok(errors.every((code) => code === 'listener_failed'));
+  told.length = 0;
+  await client.topic('room:2').subscribe();
+  const other = tellings(client.topic('room:2'), ['message']);
+  server.publish('room:2', 'goes on');
+  await settle();
+  assert.equal(other.length, 1);
+});
