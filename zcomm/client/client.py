@@ -22,8 +22,7 @@ from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
 from zcomm.client.repeated import retry_delay
 from zcomm.client.tls import verified
-from zcomm.client.topics import EVENTS as TOPIC_EVENTS
-from zcomm.client.topics import Topic, Topics
+from zcomm.client.topics import Topic, Topics, is_event
 from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters
 from zcomm.wire.closecodes import CloseCode
@@ -444,7 +443,7 @@ class Client:
             self._calls.settle(message)
         elif isinstance(message, dict) and message.get("event") in _EVENTS:
             self._event(message["event"], message)
-        elif _is_of_topic(message):
+        elif is_event(message):
             self._topics.heard(message)
         elif isinstance(message, dict) and _is_error(message):
             # The answer to something that was no message at all.
@@ -497,14 +496,6 @@ def _seconds(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 2**31:
         raise TypeError(f"timeout is a number of seconds above 0, not {timeout!r:.60}")
     return timeout
-
-
-def _is_of_topic(message: Any) -> bool:
-    """Whether it is an event of a topic, and not what a program broadcasts."""
-    if not isinstance(message, dict):
-        return False
-    event = message.get("event")
-    return isinstance(event, str) and event in TOPIC_EVENTS and isinstance(message.get("topic"), str)
 
 
 def _is_error(message: dict[str, Any]) -> bool:

@@ -22,10 +22,10 @@ from zcomm.client.subscription import Message, News, Subscribed, Subscription, m
 from zcomm.client.unread import Unread
 from zcomm.errors import CommandError, CommandTimeout, ConnectionLost, InternalError, Invalid
 
-__all__ = ["EVENTS", "History", "Messages", "Position", "Presence", "Published", "Topic", "Topics"]
+__all__ = ["History", "Messages", "Position", "Presence", "Published", "Topic", "Topics", "is_event"]
 
-#: The server's events of topics; what listeners hear of is in :data:`HEARD`.
-EVENTS = frozenset(("message", "presence", "subscribed", "topic", "unsubscribed"))
+#: The server's events of topics, and what listeners hear of.
+_EVENTS = frozenset(("message", "presence", "subscribed", "topic", "unsubscribed"))
 HEARD = ("message", "continuity", "presence", "subscribed", "unsubscribed")
 #: Bytes of chance in the key of a publish.
 KEY_BYTES = 16
@@ -655,6 +655,14 @@ class Topics:
         self.repeated.ended(error)
         for topic in list(self._known.values()):
             topic.closed(StopAsyncIteration() if by_program else error)
+
+
+def is_event(message: Any) -> bool:
+    """Whether a message is the server's event of a topic, and not what a program broadcasts."""
+    if not isinstance(message, dict):
+        return False
+    event = message.get("event")
+    return isinstance(event, str) and event in _EVENTS and isinstance(message.get("topic"), str)
 
 
 def _place(given: Mapping[str, Any], name: str) -> dict[str, Any]:

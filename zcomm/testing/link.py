@@ -36,6 +36,8 @@ class Link:
         self._duplicate = 0
         self._delay = 0.0
         self._cut = False
+        #: When the last of those arrives that are on their way.
+        self._last = 0.0
 
     def drop(self, messages: int = 1) -> None:
         """Lose the next messages."""
@@ -46,7 +48,7 @@ class Link:
         self._duplicate = messages
 
     def delay(self, seconds: float) -> None:
-        """Let every message take so long from now on; their order stays."""
+        """Let every message take so long from now on. Their order stays: what is faster waits for what is before it."""
         self._delay = seconds
 
     def cut(self) -> None:
@@ -65,17 +67,23 @@ class Link:
             self._duplicate -= 1
             copies = 2
         for _ in range(copies):
-            if self._delay:
-                self._clock.callLater(self._delay, self._arrive, item)
+            if (wait := self._wait()) > 0:
+                self._clock.callLater(wait, self._arrive, item)
             else:
                 self._deliver(item)
 
     def end(self, notice: Callable[[], Any]) -> None:
         """Call ``notice`` behind what is on its way: the connection has ended, which no fault keeps from being seen."""
-        if self._delay:
-            self._clock.callLater(self._delay, notice)
+        if (wait := self._wait()) > 0:
+            self._clock.callLater(wait, notice)
         else:
             notice()
+
+    def _wait(self) -> float:
+        """Seconds until what is sent now arrives."""
+        now = self._clock.seconds()
+        self._last = max(self._last, now + self._delay)
+        return self._last - now
 
     def _arrive(self, item: Any) -> None:
         if not self._cut:

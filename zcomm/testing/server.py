@@ -133,6 +133,7 @@ class MemoryServer:
     :param connection: the class that answers an admitted client.
     :param options: fields of :class:`~zcomm.config.WebSocketConfig` and :class:`~zcomm.config.Limits`.
     :ivar bifrost: the server: :meth:`~zcomm.bifrost.server.zBifrost.command`, ``broadcast``, ``ask``, ``clients``.
+    :ivar topics: its topics: :meth:`~zcomm.topics.topics.Topics.topic` declares them, ``publish``, ``members``.
     :ivar clock: the virtual clock; see :meth:`advance`.
     """
 
@@ -164,6 +165,7 @@ class MemoryServer:
             engine=engine,
             connection=connection,
         )
+        self.topics = self.bifrost.topics
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)
         at_once: Any = _AtOnce()
@@ -188,18 +190,18 @@ class MemoryServer:
         :param host: the name it calls the server by.
         :param peer: the address it comes from.
         """
-        client = MemoryClient(self, peer)
-        channel = client._channel
         upgrade = Upgrade(
             accept="", origin=origin, host=host, protocols=(), extensions="", tokens=() if token is None else (token,)
         )
         factory = self.bifrost.factory
-        if factory.takes():
-            channel.arrive(upgrade, factory.admission if identity is None else _Known(identity))
-        else:
-            client._ended(Closed(1006))
-        self.settle()
-        return client
+
+        def arrive(client: MemoryClient) -> None:
+            if factory.takes():
+                client._channel.arrive(upgrade, factory.admission if identity is None else _Known(identity))
+            else:
+                client._ended(Closed(1006))
+
+        return MemoryClient(self, peer, arrive)
 
     def advance(self, seconds: float) -> None:
         """Let time pass; what is due happens in its order."""
