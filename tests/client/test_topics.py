@@ -403,6 +403,32 @@ async def test_the_server_begins_a_subscription(client: Client, server: TopicSer
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_server_begins_what_may_not_be_asked_for(client: Client, server: TopicServer):
+    """It goes on, and what may have been missed is said."""
+    room = client.topic("room:1")
+    heard = heard_of(room)
+    server.say["zSubscribe"] = lambda asked: errors.PermissionDenied("no")
+    server.there = list(server.bifrost.clients)
+    server.tell(event="subscribed", **server.place)
+    server.publish("first")
+    await wait_until(lambda: "first" in heard, "the first")
+    server.lose_all()
+    await wait_until(lambda: client.state == "reconnecting", "the loss")
+    await wait_until(lambda: client.state == "connected", "the return")
+    server.there = list(server.bifrost.clients)
+    server.tell(event="subscribed", **server.place)
+    await wait_until(lambda: len(heard) == 3, "the word of it")
+    server.publish("second")
+    await wait_until(lambda: "second" in heard, "the second")
+    assert type(await failure_of(room.subscribe())) is errors.PermissionDenied
+    server.publish("third")
+    await wait_until(lambda: "third" in heard, "the third")
+    denied = not_recovered("permission_denied")
+    assert heard[1:] == ["first", denied, "second", denied, "third"]
+    assert room.state == "subscribed" and ("zUnsubscribe", {"topic": "room:1"}) not in server.asked
+
+
+@pytest_twisted.ensureDeferred
 async def test_iteration(client: Client, server: TopicServer):
     """It subscribes, gives what is kept and what comes, goes on after a break where it was, and raises on a hole."""
     for data in range(4):

@@ -1,4 +1,4 @@
-"""The example of docs/testing.rst, as its reader runs it."""
+"""The examples of docs/testing.rst, as their reader runs them."""
 
 from __future__ import annotations
 
@@ -27,3 +27,19 @@ def test_the_tests_of_the_shop_pass(tmp_path: Path):
         timeout=2 * DEADLINE,
     )
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr
+
+
+@runs("testing-topics")
+def test_the_test_of_a_topic_passes(tmp_path: Path):
+    """By itself, as a reader would run it."""
+    (tmp_path / "test_room.py").write_text(block("testing-topics").text, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:pytest_twisted", "test_room.py"],
+        cwd=tmp_path,
+        env=clean_environ(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from zcomm import WebSocketConfig, zBifrost
 from zcomm.config import Limits
 from zcomm.errors import CommandError
-from zcomm.interfaces import Client
+from zcomm.interfaces import Client, Request
 
 __all__ = ["TopicServer"]
 
@@ -49,10 +49,12 @@ class TopicServer:
             ("zHistory", self._history),
             ("zPresence", self._presence),
         ):
-            self.bifrost.command(key)(self._asked(key, command))
+            # In the place of the product's own.
+            self.bifrost.dispatcher.reserve(key, self._asked(key, command))
 
     def _asked(self, key: str, command: Callable[[Any, Client], Any]) -> Callable[..., Any]:
-        def answer(asked: Any, client: Client) -> Any:
+        def answer(request: Request, client: Client) -> Any:
+            asked: Any = request.horizontal
             self.asked.append((key, asked))
             said = self.say[key](asked) if key in self.say else None
             if isinstance(said, Deferred):

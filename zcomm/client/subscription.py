@@ -229,6 +229,13 @@ class Subscription:
         self.is_asking = False
         self.must_ask = self.is_subscribed
 
+    def goes_on_all_the_same(self, reason: str) -> News:
+        """The server refuses to say what was missed, and has begun the subscription by itself."""
+        self.is_subscribed, self.is_asking, self.must_ask = True, False, False
+        self._forget_place()
+        went_on, self._goes_on = self._goes_on, True
+        return [("continuity", {"recovered": False, "reason": reason})] if went_on else []
+
     def lost(self) -> None:
         """The connection has ended. The place stays, to go on from."""
         self.is_subscribed = self.is_asking = self.must_ask = False

@@ -75,8 +75,8 @@ class Topic:
         self._topics = topics
         self._subscription = subscription
         self._listeners = Listeners(HEARD, f"topic {self.name}")
-        #: Whether it is to be subscribed to, on whichever connection.
-        self._is_wanted = False
+        #: Whether it is to be subscribed to, on whichever connection; and whether the server has begun it on this one.
+        self._is_wanted = self._is_given = False
         #: The options that the server has taken, and whether others were given since.
         self._accepted: tuple[Any, ...] | None = None
         #: The word that the server has ended it while it was asked to go on.
@@ -205,14 +205,16 @@ class Topic:
         try:
             await self._ask(lambda: self._topics.repeated.run("zSubscribe", subscription.ask, timeout), is_first)
         except CommandError as error:
-            if not is_first and not error.retryable:
-                self._refused(error)
-            elif is_first:
+            if is_first and not self._is_given:
                 self._give_up()
+            elif is_first or not error.retryable:
+                self._refused(error.code)
             raise
         except BaseException:
-            if is_first:
+            if is_first and not self._is_given:
                 self._give_up()
+            elif is_first:
+                self._refused("unsubscribe")
             raise
         return subscription.place
 
@@ -273,6 +275,7 @@ class Topic:
         """The subscription is over, and so is every iteration."""
         self._subscription.ended()
         self._accepted = None
+        self._is_given = False
         self._stop_retrying()
         self._want(False)
         for unread in self._read:
@@ -289,6 +292,7 @@ class Topic:
     def lost(self) -> None:
         """The connection has ended."""
         self._subscription.lost()
+        self._is_given = False
         self._stop_retrying()
         self._topics.hold(self, self._is_held)
 
@@ -325,17 +329,21 @@ class Topic:
                 self._retries += 1
                 self._retry = self._topics.clock.callLater(retry_delay(self._retries), self._try_again)
                 return
-            self._refused(error)
+            self._refused(error.code)
         finally:
             self._is_resuming = False
 
-    def _refused(self, error: CommandError) -> None:
+    def _refused(self, reason: str) -> None:
         """What was subscribed to may be no more, or not with the options that it has now."""
         if self._accepted is not None and self._accepted != self._subscription.options:
             self._subscription.become(self._accepted)
             self._topics.clock.callLater(0, self._resume)
+        elif self._is_given:
+            # It goes on all the same, and nobody says what was missed.
+            self._want(False)
+            self._tell(self._subscription.goes_on_all_the_same(reason))
         else:
-            self._finish(error.code)
+            self._finish(reason)
 
     def _finish(self, reason: str) -> None:
         stood = self._accepted is not None or self._subscription.is_subscribed
@@ -360,6 +368,7 @@ class Topic:
         :raises ValueError: when it is none.
         """
         subscription = self._subscription
+        self._is_given = self._is_given or event["event"] == "subscribed"
         if event["event"] == "subscribed" and self._is_wanted and not subscription.is_subscribed:
             # It is asked for in any case, with what the program wants of it.
             return
