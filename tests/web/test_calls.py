@@ -582,9 +582,10 @@ async def test_requests_have_a_rate(paced: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_bodies_take_of_their_users_memory(narrow: Served, monkeypatch: pytest.MonkeyPatch):
-    """Of half-sent ones so many as half of the results' memory has room for; nobody else waits, all is given back."""
-    memory = narrow.bifrost.factory.state.budgets.memory
+async def test_half_sent_bodies_are_bounded(narrow: Served, monkeypatch: pytest.MonkeyPatch):
+    """In all, and for each user at half of that; nobody else waits, and all is given back."""
+    assert (await posted(narrow, called("ping", 1)))[0] == 200
+    memory = narrow.bifrost.factory.pages.func._calls._bodies
     # What came with a head counts too, as long as there is no room for it.
     account = narrow.bifrost.factory.state.budgets.account("admin-user")
     monkeypatch.setattr(account, "may_arrive", 50_000)
@@ -597,7 +598,6 @@ async def test_bodies_take_of_their_users_memory(narrow: Served, monkeypatch: py
     half.append(await narrow.connect(request(narrow, b"{" * 60_000, length=300_000, token=narrow.tokens["admin"])))
     status, told = await answer(half[-1])
     assert (status, told["error"]) == (429, "Too many bytes of yours are on their way; try again")
-    # Not even with many is there more than the memory for results.
     assert await posted(narrow, called("ping", "x" * 200_000), token=narrow.tokens["guest"]) == (
         200,
         {"result": "x" * 200_000},
@@ -610,6 +610,15 @@ async def test_bodies_take_of_their_users_memory(narrow: Served, monkeypatch: py
     await wait_until(lambda: not account.arriving, "nothing arriving")
     assert (await posted(narrow, b"", length=300_001))[0] == 413
     await narrow.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_large_calls_at_once_are_all_answered(served: Served):
+    """What still comes takes nothing of the memory for answers."""
+    message = called("ping", "x" * 900_000)
+    callers = [await served.connect(request(served, message)) for _ in range(16)]
+    assert [(await answer(caller))[0] for caller in callers] == [200] * 16
+    await served.stands()
 
 
 @pytest_twisted.ensureDeferred

@@ -6,13 +6,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 
-from zcomm.budget.account import Account
+__all__ = ["Hold", "Holder", "Memory"]
 
-__all__ = ["Hold", "Memory"]
+
+class Holder(Protocol):
+    """A user, as far as its memory is counted."""
+
+    #: Its bytes.
+    held: int
+
+    def __hash__(self) -> int: ...
 
 
 class Memory:
@@ -32,18 +39,18 @@ class Memory:
         self._holders = 0
         #: Those who wait, and for how much, by user, in the order of arrival; users in turn. Many may be given up at
         #: once, when their connections end.
-        self._lines: dict[Account, OrderedDict[Deferred[None], int]] = {}
+        self._lines: dict[Holder, OrderedDict[Deferred[None], int]] = {}
         #: Whether some are let in now, and whether one has to look again for whom there is room.
         self._goes_on = self._is_new = False
 
-    def hold(self, account: Account, size: int) -> bool:
+    def hold(self, account: Holder, size: int) -> bool:
         """Take ``size`` bytes for a result of ``account``; returns whether there is room."""
         if not self.fits(account, size):
             return False
         self.take(account, size)
         return True
 
-    def when(self, account: Account, size: int) -> Deferred[None]:
+    def when(self, account: Holder, size: int) -> Deferred[None]:
         """Take ``size`` bytes as soon as there is room, behind what this user has asked for before.
 
         :returns: a Deferred that fires when they are taken. To cancel it is to wait no longer.
@@ -54,19 +61,19 @@ class Memory:
         self._lines.setdefault(account, OrderedDict())[deferred] = size
         return deferred
 
-    def release(self, account: Account, size: int) -> None:
+    def release(self, account: Holder, size: int) -> None:
         """Give ``size`` bytes back."""
         if size:
             self._drop(account, size)
             self._go_on()
 
-    def _drop(self, account: Account, size: int) -> None:
+    def _drop(self, account: Holder, size: int) -> None:
         account.held -= size
         self.held -= size
         if not account.held:
             self._holders -= 1
 
-    def fits(self, account: Account, size: int, is_small: bool = False) -> bool:
+    def fits(self, account: Holder, size: int, is_small: bool = False) -> bool:
         """Whether there is room for ``size`` bytes more of ``account``.
 
         :param is_small: whether they most likely need none: then they may take of the eighth beyond the half.
@@ -78,7 +85,7 @@ class Memory:
             return False
         return self.held + size <= self.total or own <= self.total // (self._holders + (not account.held))
 
-    def take(self, account: Account, size: int) -> None:
+    def take(self, account: Holder, size: int) -> None:
         """Take ``size`` bytes, whether there is room or not: they are there already."""
         if not account.held and size:
             self._holders += 1
@@ -114,7 +121,7 @@ class Memory:
                 self._is_new = True
                 deferred.callback(None)
 
-    def _leave(self, account: Account, deferred: Deferred[Any]) -> None:
+    def _leave(self, account: Holder, deferred: Deferred[Any]) -> None:
         line = self._lines.get(account)
         if line is not None:
             line.pop(deferred, None)
@@ -135,7 +142,7 @@ class Hold:
 
     __slots__ = ("_account", "_later", "_memory", "_runs", "is_abandoned", "size")
 
-    def __init__(self, memory: Memory, account: Account, size: int, later: Callable[[Callable[[], None]], object]):
+    def __init__(self, memory: Memory, account: Holder, size: int, later: Callable[[Callable[[], None]], object]):
         self._memory = memory
         self._account = account
         self._later = later

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -25,7 +26,7 @@ from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.bifrost.registry import user_of
 from zcomm.bifrost.server import zBifrost
 from zcomm.bifrost.session import REFUSED
-from zcomm.budget.memory import Hold
+from zcomm.budget.memory import Hold, Memory
 from zcomm.budget.written import Pieces
 from zcomm.errors import (
     BadMessage,
@@ -94,6 +95,20 @@ _read_told = msgspec.json.Decoder(_Told).decode
 _read_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+class _Bodies:
+    """The bodies of one user that have not come yet, as :class:`~zcomm.budget.memory.Memory` counts them.
+
+    They have a memory of their own: answers are not refused for want of what questions take.
+
+    :ivar held: their bytes.
+    """
+
+    __slots__ = ("__weakref__", "held")
+
+    def __init__(self) -> None:
+        self.held = 0
+
+
 class _Refused(Exception):
     """A request that is answered by its head.
 
@@ -113,6 +128,9 @@ class Calls:
 
     def __init__(self) -> None:
         self._rates: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+        #: The memory of bodies, made with the first; and who has some, as long as anybody has.
+        self._bodies: Memory | None = None
+        self._senders: WeakValueDictionary[Hashable, _Bodies] = WeakValueDictionary()
 
     def __call__(self, bifrost: zBifrost, head: Head, peer: str, is_local: bool, local_address: str) -> Deferred[Any]:
         """Fires with what goes on with the connection."""
@@ -176,7 +194,13 @@ class Calls:
         except _Refused as no:
             factory.not_admitted(identity)
             return _Refusal(no, length)
-        return _Call(factory, identity, head, length)
+        if self._bodies is None:
+            self._bodies = Memory(factory.limits.results_size)
+        user = user_of(identity, peer)
+        sender = self._senders.get(user)
+        if sender is None:
+            sender = self._senders[user] = _Bodies()
+        return _Call(factory, identity, head, length, self._bodies, sender)
 
     def _rate_of(self, bifrost: zBifrost, identity: Identity, peer: str) -> TokenBucket:
         """The rate of a user, which is that of one connection: each request is one of its own."""
@@ -265,8 +289,12 @@ class _Call(Sender):
     #: Nothing is broadcast to it.
     fd, window_bits, blocked = -1, 0, False
 
-    def __init__(self, factory: BifrostFactory, identity: Identity, head: Head, length: int):
+    def __init__(
+        self, factory: BifrostFactory, identity: Identity, head: Head, length: int, memory: Memory, sender: _Bodies
+    ):
         self._factory = factory
+        self._memory = memory
+        self._sender = sender
         self._identity = identity
         self._head = head
         self._left = length
@@ -302,17 +330,15 @@ class _Call(Sender):
             self.receive(early)
             return
         channel.read_on(False)
-        room = factory.state.budgets.memory.when(caller.account, self._left)
+        room = self._memory.when(self._sender, self._left)
         self._room = room.addTimeout(ROOM_TIMEOUT, factory.clock)
-        self._room.addCallbacks(
-            self._read, self._no_room, callbackArgs=(early, self._left, caller), errbackArgs=(caller,)
-        )
+        self._room.addCallbacks(self._read, self._no_room, callbackArgs=(early, self._left), errbackArgs=(caller,))
 
-    def _read(self, _: None, early: bytes, size: int, caller: Connection) -> None:
+    def _read(self, _: None, early: bytes, size: int) -> None:
         self._room = None
         self._count(0)
         channel, factory = self._channel, self._factory
-        self._hold = Hold(factory.state.budgets.memory, caller.account, size, lambda call: call())
+        self._hold = Hold(self._memory, self._sender, size, lambda call: call())
         if channel is None or self._is_answered:
             self._hold.release()
             return
