@@ -401,13 +401,17 @@ def test_contact_a_container(serve: Callable[..., RunningServer]):
         server.kill()
 
 
-@runs("operations-call", "operations-call-python")
+@runs("operations-call", "operations-call-python", "operations-publish")
 def test_commands_from_scripts(tmp_path: Path, serve: Callable[..., RunningServer]):
-    """curl and Python's own library get the rows; what is wrong is told in the body."""
+    """curl and Python's own library get the rows, a subscriber the message; what is wrong is told in the body."""
     server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
     server.wait_for_log(r"\] ready")
     text = block("operations-call").text.replace(":56891", f":{server.port}")
     assert "result" in json.loads(shell(text, server.home))
+    with BlockingRawClient(server.port, token=server.token) as client:
+        client.call("zSubscribe", {"topic": "deploys"})
+        assert shell(block("operations-publish").text, server.home).startswith("published to deploys")
+        assert client.next_json()["data"] == {"version": "1.2.3"}
     space: dict[str, Any] = {}
     exec(block("operations-call-python").text, space)
     url = f"http://127.0.0.1:{server.port}/call"

@@ -15,13 +15,16 @@ from support.rawclient import RawClient, connect
 from support.rows import rows_of_a_test
 from support.served import Served, serving
 from support.waiting import DEADLINE, wait_until
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
+from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
+from zcomm.auth.credentials import IBearerToken
 from zcomm.errors import CommandError
-from zcomm.interfaces import Outcome
+from zcomm.interfaces import Identity, Outcome
 
 pytestmark = pytest.mark.wire
 
@@ -43,6 +46,8 @@ narrow = serving(
         "auth_failures": 100,
     },
 )
+proxied = serving("proxied", limits={"auth_failures": 2}, trusted_proxies=("127.0.0.1",))
+behind = serving("behind", require_auth=False, insecure=True, trusted_proxies=("127.0.0.1",))
 paced = serving("paced", limits={"frame_rate": 1.0, "frame_burst": 3.0})
 
 
@@ -116,6 +121,7 @@ async def test_the_answer_is_that_of_the_socket(served: Served):
             (called("ping"), 200),
             (called("zFunc(calculateTotal, {cart: 1})"), 200),
             (called("zFunc", {"name": "echo", "args": [1]}), 200),
+            (called("zFunc", {"name": "echo", "args": ["x" * 900_000]}), 200),
             (called("zLink(/admin/users)"), 200),
             (called("zOpen(config.yaml)"), 200),
             (called("read_Users", {"where": {"name": "nobody"}}), 200),
@@ -132,7 +138,7 @@ async def test_the_answer_is_that_of_the_socket(served: Served):
             (called("odd", False), 400),
             (called("odd", True), 503),
         ):
-            with row(str(message)):
+            with row(str(message)[:80]):
                 socket.send_json({**message, "_requestId": 7} if isinstance(message, dict) else message)
                 expected = await socket.next_json()
                 expected.pop("_requestId", None)
@@ -434,6 +440,62 @@ async def test_without_authentication_only_this_machine_calls(open_to_all: Serve
     accounts = [account for account in open_to_all.bifrost.factory.state.budgets if account.owner[0] == 0]
     assert len(accounts) == 1
     await open_to_all.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_behind_a_proxy(proxied: Served, behind: Served):
+    """Failures are of the address that a trusted one tells; and nobody behind it is on this machine."""
+    body = called("ping", "x" * 200_000)
+    told = "X-Forwarded-For: 203.0.113.{}\r\n"
+    for number, status in ((1, 401), (1, 401), (1, 429), (2, 401)):
+        got = await posted(proxied, body, token="wrong", headers=told.format(number))
+        assert got[0] == status
+    assert await posted(proxied, body, headers=told.format(1)) == (200, {"result": "x" * 200_000})
+    assert (await posted(proxied, body))[0] == 200
+    for headers in ("", told.format(1), told.format(1) + "Origin: http://localhost:5173\r\n"):
+        assert (await posted(behind, called("ping"), headers=headers))[0] == 403
+    origin = f"127.0.0.1:{behind.port}"
+    got = await posted(behind, called("ping", 1), host=origin, headers=f"{told.format(1)}Origin: http://{origin}\r\n")
+    assert got == (200, {"result": 1})
+    await proxied.stands()
+
+
+@implementer(ICredentialsChecker)
+class Slow:
+    """Says whose a token is when a test lets it."""
+
+    credentialInterfaces = (IBearerToken,)
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[Any]] = []
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_waits_for_its_token(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """Unread, in no place for handshakes, and whole when the token is found right; who leaves is forgotten."""
+    slow = Slow()
+    admission = served.bifrost.factory.admission
+    monkeypatch.setattr(admission, "checker", slow)
+    monkeypatch.setattr(admission, "_is_beyond_guessing", lambda token: False)
+    whole = request(served, called("ping", "x" * 900_000))
+    client = await served.connect(whole[:1000])
+    await wait_until(lambda: slow.asked, "the question")
+    client.send(whole[1000:])
+    gone = await served.connect(whole)
+    await wait_until(lambda: len(slow.asked) == 2, "another")
+    assert served.bifrost.factory.pending.count == 0 and not served.bifrost.factory.callers
+    gone.transport.abortConnection()
+    slow.asked[0].callback(Identity("ann", "admin", "one"))
+    assert await answer(client) == (200, {"result": "x" * 900_000})
+    slow.asked[1].callback(Identity("ann", "admin", "two"))
+    await wait_until(lambda: not served.bifrost.factory._alive, "nobody")
+    assert not served.bifrost.factory.callers
+    monkeypatch.undo()
+    await served.stands()
 
 
 @pytest_twisted.ensureDeferred

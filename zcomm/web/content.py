@@ -12,6 +12,8 @@ __all__ = ["Content", "accepts_gzip", "has_it", "type_header"]
 
 #: Bytes below which nothing is compressed.
 LEAST = 512
+#: Bytes that a content takes besides its own, with its name and its place among others.
+OVERHEAD = 1024
 #: What becomes smaller, besides texts.
 _COMPRESSIBLE = frozenset(
     f"application/{name}" for name in ("json", "manifest+json", "sql", "toml", "wasm", "xml", "yaml")
@@ -47,7 +49,7 @@ class Content:
     @property
     def size(self) -> int:
         """Bytes of memory that it takes."""
-        return len(self.body) + len(self.packed or b"")
+        return OVERHEAD + len(self.body) + len(self.packed or b"")
 
     def chosen(self, head: Head) -> tuple[int, bytes, tuple[tuple[str, str], ...]]:
         """The status, the body and the headers that answer ``head`` with it."""
