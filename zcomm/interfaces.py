@@ -673,11 +673,13 @@ class IEngine(IService):
         before: Position | None,
         limit: int,
         reverse: bool,
+        most: int = 1024 * 1024,
     ) -> Deferred[Slice]:
         """A Deferred of up to ``limit`` messages after ``since`` and before ``before``, the oldest or, with
         ``reverse``, the newest ones, in that order.
 
         :param before: with an empty epoch, of whichever numbering.
+        :param most: bytes of them, more or less; there is always one.
         """
 
     def drop(topic: str) -> None:  # noqa: N805 (an interface has no self)

@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from zcomm.errors import Conflict
 from zcomm.interfaces import Broadcast, IEngine, Kept, Listener, Members, Position, Slice, TopicListener
-from zcomm.topics.history import Histories
+from zcomm.topics.history import MAX_SIZE, Histories
 from zcomm.topics.keys import Keys
 from zcomm.topics.presence import DETAIL, Roster
 
@@ -126,10 +126,16 @@ class MemoryEngine(Service):
         return succeed(self.histories.resume(topic, since))
 
     def read(
-        self, topic: str, since: Position | None, before: Position | None, limit: int, reverse: bool
+        self,
+        topic: str,
+        since: Position | None,
+        before: Position | None,
+        limit: int,
+        reverse: bool,
+        most: int = MAX_SIZE,
     ) -> Deferred[Slice]:
         """A Deferred of some messages."""
-        return succeed(self.histories.read(topic, since, before, limit, reverse))
+        return succeed(self.histories.read(topic, since, before, limit, reverse, most))
 
     def drop(self, topic: str) -> None:
         """Forget all messages of ``topic``."""

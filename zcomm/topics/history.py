@@ -233,10 +233,19 @@ class Histories:
             return Slice(now, reason="too_many")
         return Slice(now, messages)
 
-    def read(self, topic: str, since: Position | None, before: Position | None, limit: int, reverse: bool) -> Slice:
+    def read(
+        self,
+        topic: str,
+        since: Position | None,
+        before: Position | None,
+        limit: int,
+        reverse: bool,
+        most: int = MAX_SIZE,
+    ) -> Slice:
         """Some of the messages after ``since`` and before ``before``, as many as fit into one answer.
 
         :param reverse: the newest first; otherwise the oldest.
+        :param most: bytes of them, more or less; there is always one.
         """
         log, now = self._current(topic)
         for bound in (since, before):
@@ -264,7 +273,7 @@ class Histories:
         size = 0
         for message in chosen:
             size += len(message.fragment)
-            if size > MAX_SIZE and messages:
+            if size > most and messages:
                 more = True
                 break
             messages.append(message)

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -32,6 +32,7 @@ from zcomm.interfaces import (
     Slice,
 )
 from zcomm.runtime.deferreds import driven
+from zcomm.topics.history import MAX_SIZE
 from zcomm.topics.kinds import Found, Kinds
 from zcomm.topics.requests import MAX_MESSAGES, Subscribe
 from zcomm.topics.subscriber import Subscriber
@@ -42,10 +43,14 @@ from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Hub"]
 
+T = TypeVar("T")
+
 #: Connections' worth of subscriptions that one user may have.
 CONNECTIONS = 256
 #: Bytes of a reply that takes little room (:data:`zcomm.bifrost.session.SMALL`).
 SMALL = 64 * 1024
+#: Bytes of messages that a client which is caught up is sent before it has to have taken them.
+CHUNK = 128 * 1024
 #: What a connection says of itself where it says nothing.
 NO_STATE = b"{}"
 
@@ -126,11 +131,17 @@ class Hub:
         return self.engine.resume(topic, known).addCallback(self._told_slice)
 
     def read(
-        self, topic: str, since: Position | None, before: Position | None, limit: int, reverse: bool
+        self,
+        topic: str,
+        since: Position | None,
+        before: Position | None,
+        limit: int,
+        reverse: bool,
+        most: int = MAX_SIZE,
     ) -> Deferred[Slice]:
         """Some of the messages, as clients know positions."""
         known = self._bound(since), self._bound(before)
-        return self.engine.read(topic, known[0], known[1], limit, reverse).addCallback(self._told_slice)
+        return self.engine.read(topic, known[0], known[1], limit, reverse, most).addCallback(self._told_slice)
 
     def _bound(self, told: Position | None) -> Position | None:
         if told is None or not told.epoch:
@@ -297,7 +308,7 @@ class Hub:
         """The topic, which is kept until :meth:`_let_go`."""
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = Topic(name, found)
+            topic = self._topics[name] = Topic(name, found, self.kinds.generation)
             topic.listening = []
             self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
         topic.holders += 1
@@ -460,7 +471,7 @@ class Hub:
                 return
             topic, since = subscription.topic, subscription.offset
             if topic.epoch:
-                found = self.read(topic.name, Position(topic.epoch, since), None, MAX_MESSAGES, False)
+                found = self.read(topic.name, Position(topic.epoch, since), None, MAX_MESSAGES, False, CHUNK)
             else:
                 # It keeps nothing any more.
                 found = succeed(Slice(Position("", 0), reason="not_kept"))
@@ -471,13 +482,16 @@ class Hub:
         client = subscriber.client
         if subscriber.behind is None or subscription not in subscriber.behind or subscription.offset != since:
             return
+        if client.transport is None:
+            return
         begun = perf_counter()
         offset = since
         if found.reason:
             client.send_payloads([self._topic_event(topic, found.reason)])
             offset = topic.offset
         elif found.messages:
-            client.send_payloads([self._for(subscription, *message) for message in found.messages])
+            # What it missed is owed to it: that it waits ends no connection.
+            client.transport.reply([self._for(subscription, *message) for message in found.messages])
             offset = found.messages[-1].offset
         if client.transport is None or subscription not in (subscriber.behind or ()):
             return
@@ -485,7 +499,7 @@ class Hub:
             self._part(subscription)
             again = Subscription(topic, subscriber, subscription.echo, subscription.watches)
             self._take_in(again)
-            if again.watches:
+            if again.watches and topic.found.kind.presence:
                 self.tell_members(again)
         else:
             subscription.offset = offset
@@ -521,19 +535,26 @@ class Hub:
 
         :param may: whether a subscription goes on.
         """
-        for topic in list(self._topics.values()):
-            self._renew(topic)
-        self._judge_some(deque(self.subscribers.values()), may)
+        self._judge_some(deque(self._topics.values()), self._renew, lambda: self._judge_all(may))
+
+    def _judge_all(self, may: Callable[[Subscriber, Subscription, Found], bool]) -> None:
+        self._judge_some(deque(self.subscribers.values()), partial(self._judge_each, may), lambda: None)
+
+    def _judge_each(self, may: Callable[[Subscriber, Subscription, Found], bool], subscriber: Subscriber) -> None:
+        for subscription in list(subscriber.topics.values()):
+            found = self.kinds.find(subscription.topic.name)
+            if found is None:
+                self.end(subscription, "kind_gone")
+            elif not may(subscriber, subscription, found):
+                self.end(subscription, "permission_denied")
 
     def _renew(self, topic: Topic) -> None:
         """Take over what the kind of a topic is now."""
         found = self.kinds.find(topic.name)
-        if found is None:
-            for subscription in [*topic.members, *(topic.behind or ())]:
-                self.end(subscription, "kind_gone")
+        if found is None or (found == topic.found and topic.generation == self.kinds.generation):
             return
         had_presence, was_kept = topic.found.kind.presence, bool(topic.epoch)
-        topic.found = found
+        topic.found, topic.generation = found, self.kinds.generation
         subscriptions = [*topic.members, *(topic.behind or ())]
         if found.kind.presence is not had_presence:
             for subscription in subscriptions:
@@ -558,18 +579,15 @@ class Hub:
         for subscription in list(topic.behind or ()):
             self.catch_up(subscription.subscriber)
 
-    def _judge_some(
-        self, subscribers: deque[Subscriber], may: Callable[[Subscriber, Subscription, Found], bool]
-    ) -> None:
+    def _judge_some(self, waiting: deque[T], judge: Callable[[T], None], then: Callable[[], None]) -> None:
+        """Judge each of ``waiting``, in as many turns as that takes."""
         until = perf_counter() + SLICE
-        while subscribers:
-            subscriber = subscribers.popleft()
-            for subscription in list(subscriber.topics.values()):
-                if not may(subscriber, subscription, subscription.topic.found):
-                    self.end(subscription, "permission_denied")
-            if perf_counter() > until and subscribers:
-                self._batch.next_turn(partial(self._judge_some, subscribers, may))
+        while waiting:
+            judge(waiting.popleft())
+            if perf_counter() > until:
+                self._batch.next_turn(partial(self._judge_some, waiting, judge, then))
                 return
+        then()
 
 
 def _with_messages(result: dict[str, Any], messages: list[bytes], hold: Hold | None) -> dict[str, Any] | Written:

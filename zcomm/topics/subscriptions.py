@@ -85,6 +85,7 @@ class Message(NamedTuple):
 class Topic:
     """A topic that somebody here is subscribed to, or about to be.
 
+    :ivar generation: of the kinds that it was looked up in (:attr:`~zcomm.topics.kinds.Kinds.generation`).
     :ivar epoch: the numbering as clients are told it, and ``offset``: behind the newest message. Both empty for one
         that keeps none.
     :ivar members: those who are told of messages as they come.
@@ -101,6 +102,7 @@ class Topic:
         "begin",
         "epoch",
         "found",
+        "generation",
         "holders",
         "is_detailed",
         "late",
@@ -113,9 +115,10 @@ class Topic:
         "watchers",
     )
 
-    def __init__(self, name: str, found: Found):
+    def __init__(self, name: str, found: Found, generation: int = 0):
         self.name = name
         self.found = found
+        self.generation = generation
         self.begin = b'{"event":"message","topic":"%s",' % name.encode()
         self.epoch = ""
         self.offset = 0

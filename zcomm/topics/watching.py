@@ -140,7 +140,8 @@ class Watching:
             "after": 0,
             **self.shown(subscription.topic, now),
         }
-        subscription.subscriber.client.send_payloads([write_json(event)])
+        # What it missed is owed to it: that it waits ends no connection.
+        subscription.transport.reply([write_json(event)])
 
     def shown(self, topic: Topic | None, now: Members) -> dict[str, Any]:
         """The members of a topic, as clients are told them."""
