@@ -1035,3 +1035,64 @@ def test_contact_r29_patched_threads_are_named():
             assert patched_by({module: Patched("os", kind)}) == name
         assert patched_by({module: Patched(), "threading": threading}) == ""
     assert patched_by(sys.modules) == ""
+
+
+TOPICS = (
+    SERVE
+    + """
+rooms = comm.topic("room:{id}", history=10, presence=True, publish="anybody")
+comm.topic("news", publish="nobody")
+
+@rooms.allow("subscribe")
+def may(identity, id):
+    return threading.current_thread().name.startswith("zcomm-worker") and id != "secret"
+
+@rooms.incoming
+async def clean(identity, data, id):
+    asyncio.get_running_loop()
+    return {"text": data, "room": id}
+
+@comm.on_presence("room:{id}")
+def seen(arrived, gone, id):
+    print("seen", arrived, gone, id, threading.current_thread().name.startswith("zcomm-worker"), flush=True)
+
+for wrong in (lambda: rooms.allow("subscribe"), lambda: rooms.allow("speak"), lambda: rooms.incoming(clean)):
+    try:
+        wrong()
+    except ValueError as error:
+        print(error, flush=True)
+
+@bifrost.command("say")
+def say(horizontal):
+    position = comm.publish("room:1", horizontal, key="0123456789abcdef")
+    assert comm.publish("room:1", horizontal, key="0123456789abcdef") == position and comm.publish("news", 1) is None
+    page = comm.history("room:1", limit=1, reverse=True)
+    there = comm.members("room:1")
+    return [position.offset, page["messages"][0]["data"], there["users"], comm.unsubscribe("room:1")]
+
+asyncio.run(serve())
+"""
+)
+
+
+def test_topics_of_a_plain_program(start: Callable[[str], RunningServer]):
+    """Its functions are asked in worker threads, its coroutines in its loop; its calls wait."""
+    program = start(TOPICS)
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        assert client.call("zSubscribe", {"topic": "room:secret"})["code"] == "permission_denied"
+        assert client.call("zSubscribe", {"topic": "room:1"})["result"]["offset"] == 0
+        program.wait_for_log(re.compile(r"seen \['anonymous'\] \[\] 1 True"))
+        client.send_json({"zKey": "zPublish", "zHorizontal": {"topic": "room:1", "data": "hi"}, "_requestId": 1})
+        both = [client.next_json() for _ in range(2)]
+        assert {"event": "message", "topic": "room:1", "offset": 1, "data": {"text": "hi", "room": "1"}} in [
+            {key: value for key, value in message.items() if key != "from"} for message in both
+        ]
+        client.send_json({"zKey": "say", "zHorizontal": "bye", "_requestId": 2})
+        message, ended, reply = (client.next_json() for _ in range(3))
+        assert (message["data"], message["key"]) == ("bye", "0123456789abcdef") and "from" not in message
+        assert ended == {"event": "unsubscribed", "topic": "room:1", "reason": "ended"}
+        assert reply["result"] == [2, "bye", 1, 1]
+        program.wait_for_log(re.compile(r"seen \[\] \['anonymous'\] 1 True"))
+    for error in ("subscribe has a function already", "'speak' is none of", "has a function already"):
+        assert error in program.log

@@ -1,0 +1,130 @@
+"""Kinds and rights that change while clients are subscribed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zcomm.auth.policy import Policy
+from zcomm.errors import ConfigError
+from zcomm.interfaces import Identity
+from zcomm.testing import MemoryClient, MemoryServer
+
+ALICE = Identity("alice", "user")
+
+
+def answer(server: MemoryServer, client: MemoryClient, key: str, horizontal: Any) -> Any:
+    """The result of a command, or the code of its error."""
+    found: list[Any] = []
+    client.call(key, horizontal).addBoth(found.append)
+    server.settle()
+    return found[0].get("result", found[0].get("code"))
+
+
+def taken(server: MemoryServer, client: MemoryClient) -> list[Any]:
+    """The events that have come since the last look."""
+    server.advance(0.5)
+    events, client.messages = client.messages, []
+    return events
+
+
+@pytest.fixture
+def declare(tmp_path: Path) -> Callable[[MemoryServer, str], None]:
+    """Writes the file of kinds, and lets the server read it."""
+    path = tmp_path / "topics.yaml"
+
+    def write(server: MemoryServer, text: str) -> None:
+        is_first = not path.exists()
+        path.write_text(text)
+        path.chmod(0o600)
+        if is_first:
+            server.bifrost.topics.read_file(path)
+        else:
+            server.bifrost.topics.reload()
+
+    return write
+
+
+def test_a_kind_is_kept_no_more_and_then_again(declare: Callable[[MemoryServer, str], None]):
+    """Subscribers are told where they stand; over what was published while nothing was kept nobody ever recovers."""
+    server = MemoryServer()
+    declare(server, '"room:{id}": {history: 5, publish: anybody}\n')
+    client, other = server.connect(identity=ALICE), server.connect(identity=ALICE)
+    first = answer(server, client, "zSubscribe", {"topic": "room:1"})
+    assert answer(server, other, "zPublish", {"topic": "room:1", "data": 1})["offset"] == 1
+    known = {"epoch": first["epoch"], "offset": 1}
+    declare(server, '"room:{id}": {publish: anybody}\n')
+    assert taken(server, client)[1:] == [
+        {"event": "topic", "topic": "room:1", "recovered": False, "reason": "not_kept"}
+    ]
+    assert answer(server, other, "zPublish", {"topic": "room:1", "data": 2}) == {"topic": "room:1"}
+    assert taken(server, client) == [{"event": "message", "topic": "room:1", "data": 2, "from": "alice"}]
+    declare(server, '"room:{id}": {history: 5, publish: anybody}\n')
+    (event,) = taken(server, client)
+    assert event["epoch"] != first["epoch"] and "recovered" not in event
+    again = answer(server, client, "zSubscribe", {"topic": "room:1", "since": known})
+    assert (again["recovered"], again["reason"]) == (False, "epoch")
+    now = {"epoch": event["epoch"], "offset": event["offset"]}
+    assert answer(server, other, "zPublish", {"topic": "room:1", "data": 3})["epoch"] == event["epoch"]
+    again = answer(server, client, "zSubscribe", {"topic": "room:1", "since": now})
+    assert again["recovered"] and [message["data"] for message in again["messages"]] == [3]
+
+
+def test_a_kind_that_is_gone(declare: Callable[[MemoryServer, str], None]):
+    """Its subscriptions end with a reason; what the file says wrong changes nothing."""
+    server = MemoryServer()
+    declare(server, '"room:{id}": {presence: true}\n"hall": {}\n')
+    client = server.connect(identity=ALICE)
+    for topic in ("room:1", "hall"):
+        answer(server, client, "zSubscribe", {"topic": topic})
+    with pytest.raises(ConfigError, match="unknown key 'histroy'; did you mean"):
+        declare(server, '"hall": {histroy: 5}\n')
+    assert taken(server, client) == []
+    declare(server, '"hall": {}\n')
+    assert taken(server, client) == [{"event": "unsubscribed", "topic": "room:1", "reason": "kind_gone"}]
+    assert answer(server, client, "zSubscribe", {"topic": "room:1"}) == "not_found"
+    assert answer(server, client, "zSubscribe", {"topic": "hall"}) == {"topic": "hall"}
+
+
+def test_a_policy_that_grants_less():
+    """Those who may not be there any more are told so; who may not look who is there any more is out as well."""
+
+    def policy(grants: str) -> Policy:
+        return Policy.from_yaml(f"user: {{topics: {grants}}}", "policy.yaml")
+
+    permissions = policy('{"room:*": [subscribe, presence], "user:$name": [subscribe]}')
+    server = MemoryServer(permissions=permissions)
+    client, looker = server.connect(identity=ALICE), server.connect(identity=Identity("bob", "user"))
+    answer(server, client, "zSubscribe", {"topic": "room:1"})
+    answer(server, client, "zSubscribe", {"topic": "user:alice"})
+    answer(server, looker, "zSubscribe", {"topic": "room:1", "presence": True})
+    assert answer(server, looker, "zSubscribe", {"topic": "user:alice"}) == "permission_denied"
+    taken(server, client), taken(server, looker)
+    permissions.become(policy('{"room:*": [subscribe]}'))
+    server.bifrost.topics.reload()
+    assert taken(server, client) == [{"event": "unsubscribed", "topic": "user:alice", "reason": "permission_denied"}]
+    assert taken(server, looker) == [{"event": "unsubscribed", "topic": "room:1", "reason": "permission_denied"}]
+    assert answer(server, looker, "zSubscribe", {"topic": "room:1"})["topic"] == "room:1"
+
+
+def test_a_slow_client_of_a_topic_that_keeps_less_now(declare: Callable[[MemoryServer, str], None]):
+    """It is told that something is lost, and goes on from where the topic stands."""
+    server = MemoryServer(publish_rate=10_000)
+    declare(server, '"room:{id}": {history: 100, publish: anybody}\n')
+    client, other = server.connect(identity=ALICE), server.connect(identity=ALICE)
+    answer(server, client, "zSubscribe", {"topic": "room:1"})
+    client.stop_reading()
+    for number in range(150):
+        answer(server, other, "zPublish", {"topic": "room:1", "data": "x" * 20_000 + str(number)})
+    assert client.closed is None
+    client.read_again()
+    (event,) = taken(server, client)
+    assert (event["event"], event["offset"], event["recovered"], event["reason"]) == ("topic", 150, False, "too_old")
+    client.stop_reading()
+    for number in range(90):
+        answer(server, other, "zPublish", {"topic": "room:1", "data": "x" * 20_000 + str(number)})
+    client.read_again()
+    assert [event["offset"] for event in taken(server, client)] == list(range(151, 241))
