@@ -231,7 +231,7 @@ class Statements:
         if plan.model.capabilities.lenient and plan.action == "update":
             write = write.prefix_with("OR ABORT", dialect="sqlite")
         if told:
-            write = write.returning(*self._cut(plan, table, told, cut))
+            write = write.returning(*self._cut(plan, table.c, told, cut))
         return replace(
             self._compiled(write, binds, bool(told)),
             pointing=self._pointing(plan, table, True),
@@ -307,8 +307,10 @@ class Statements:
             # Not everywhere: it holds for the statements of the table's triggers as well, whatever they say.
             element = element.prefix_with("OR ABORT", dialect="sqlite")
         if told and isinstance(element, (sa.Update, sa.Delete)):
-            shown = self._cut(plan, table, told, cut)
-            element = element.returning(*shown) if few else _counting(element, shown)
+            if few:
+                element = element.returning(*self._cut(plan, table.c, told, cut))
+            else:
+                element = self._counting(element, plan, told, cut)
         made = self._compiled(element, binds, bool(told) or plan.action not in ("update", "delete"))
         if self._sqlite and _boundless(plan):
             made = replace(made, max_bytes=RESULT_BYTES)
@@ -320,12 +322,27 @@ class Statements:
             astray=self._astray(plan, table) if plan.confined else None,
         )
 
-    def _cut(self, plan: Plan, table: sa.Table, told: Group, cut: frozenset[str]) -> list[ColumnElement[Any]]:
-        """The columns of ``told``, those of ``cut`` without what is beyond :data:`MAX_JUDGED` and one."""
+    def _counting(self, write: sa.Update | sa.Delete, plan: Plan, told: Group, cut: frozenset[str]) -> ClauseElement:
+        """``write`` on PostgreSQL, bringing back ``told`` of its rows where they are few, each behind their number; of
+        many one row, for the number: what nobody is told of is neither made ready nor sent."""
+        table = self._tables[plan.model.name]
+        # Two of the columns may be called alike.
+        labels = {name: f"zcomm__r{place}" for place, name in enumerate(told)}
+        rows = write.returning(*(table.c[name].label(label) for name, label in labels.items())).cte("zcomm_changed")
+        counted = sa.select(sa.func.count().label("zcomm__n")).select_from(rows).cte("zcomm_counted")
+        one: ColumnElement[Any] = sa.literal_column("1")
+        most: ColumnElement[Any] = sa.literal_column(str(MAX_TOLD))
+        limit = sa.select(sa.case((counted.c.zcomm__n <= most, most), else_=one)).scalar_subquery()
+        shown = self._cut(plan, {name: rows.c[label] for name, label in labels.items()}, told, cut)
+        return sa.select(sa.select(counted.c.zcomm__n).scalar_subquery(), *shown).select_from(rows).limit(limit)
+
+    def _cut(self, plan: Plan, columns: Any, told: Group, cut: frozenset[str]) -> list[ColumnElement[Any]]:
+        """Those of ``columns`` that are ``told``, and those of ``cut`` without what is beyond :data:`MAX_JUDGED` and
+        one."""
         one: ColumnElement[Any] = sa.literal_column("1")
         most: ColumnElement[Any] = sa.literal_column(str(MAX_JUDGED + 1))
         made = []
-        for name, column in zip(told, _shown(plan.model, table, told), strict=True):
+        for name, column in zip(told, _shown(plan.model, columns, told), strict=True):
             if name not in cut:
                 made.append(column)
             elif self._sqlite:
@@ -345,7 +362,7 @@ class Statements:
 
     def _create(self, plan: Plan, table: sa.Table, binds: Binds) -> ClauseElement:
         values = self._written(plan, table, binds)
-        return table.insert().values(values).returning(*_shown(plan.model, table, plan.returning))
+        return table.insert().values(values).returning(*_shown(plan.model, table.c, plan.returning))
 
     def _written(self, plan: Plan, table: sa.Table, binds: Binds, conflict: Group = ()) -> dict[str, Any]:
         """By field, the value to write: in the form in which its key is there already, where it may have several.
@@ -410,12 +427,12 @@ class Statements:
             index_elements=[table.c[name] for name in conflict],
             set_=changes,
             where=None if replaceable == EVERYTHING.shape else self._conditions.of(replaceable, table, binds),
-        ).returning(*_shown(plan.model, table, plan.returning))
+        ).returning(*_shown(plan.model, table.c, plan.returning))
 
     def _read(self, plan: Plan, table: sa.Table, binds: Binds) -> ClauseElement:
         _, fields, where, order = plan.shape
         measured = [] if self._sqlite else _boundless(plan)
-        shown = _shown(plan.model, table, fields)
+        shown = _shown(plan.model, table.c, fields)
         if measured:
             # A query of this one names them. The name of a field may be that of another's column.
             shown = [column.label(f"zcomm__r{number}") for number, column in enumerate(shown)]
@@ -580,26 +597,17 @@ class Statements:
         return write.returning(sa.literal_column("1")) if self._sqlite and plan.model.capabilities.perhaps else write
 
 
-def _counting(write: sa.Update | sa.Delete, shown: Iterable[ColumnElement[Any]]) -> ClauseElement:
-    """``write``, bringing back ``shown`` of some of its rows, each behind the number of all."""
-    # The server does not send the others. Two of the columns may be called alike.
-    changed = write.returning(*(column.label(f"zcomm__r{place}") for place, column in enumerate(shown)))
-    rows = changed.cte("zcomm_changed")
-    count = sa.select(sa.func.count()).select_from(rows).scalar_subquery()
-    return sa.select(count, *rows.c).suffix_with(f"LIMIT {MAX_TOLD + 1}")
-
-
 def _only(write: _Write, plan: Plan) -> _Write:
     """``write`` to the rows of its table, without those of tables that came to inherit from it."""
     return write.with_hint("ONLY", dialect_name="postgresql") if plan.model.capabilities.only else write
 
 
-def _shown(model: Model, table: sa.Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
-    """The columns of ``names`` as they are read."""
+def _shown(model: Model, columns: Any, names: Iterable[str]) -> list[ColumnElement[Any]]:
+    """Those of ``columns`` that are of ``names``, as they are read."""
     shown: list[ColumnElement[Any]] = []
     for name in names:
         column = model.fields[name].column
-        there = table.c[name]
+        there = columns[name]
         shown.append(there if column is None or column.shown is None else column.shown(there))
     return shown
 
