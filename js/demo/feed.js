@@ -19,7 +19,8 @@ export function note(text) {
 
 function broadcast(message) {
   const keyed = typeof message?.zKey === 'string';
-  const content = keyed && Object.hasOwn(message, 'result') ? message.result : message;
+  const { changes, ids } = message ?? {};
+  const content = keyed && Object.hasOwn(message, 'result') ? (changes ?? ids ?? message.result) : message;
   const called = keyed && typeof message.function === 'string' ? `${message.function}: ` : '';
   const brief = keyed && message.many === true ? `${called}more than is told` : `${called}${asJson(content)}`;
   const summary = make(

@@ -621,6 +621,9 @@ async def test_broadcasts(join: Join, served: Served):
     row = await other.create("Users", {"name": "News", "email": "news@example.com"})
     await wait_until(lambda: heard, "the news")
     assert heard == [{"zKey": "create_Users", "result": row}]
+    await other.update("Users", row["id"], {"age": 7})
+    await wait_until(lambda: len(heard) == 2, "the update")
+    assert heard.pop()["changes"] == [{"id": row["id"], "values": {"age": 7}}]
     served.bifrost.broadcast("{not json")
     served.bifrost.broadcast([1])
     await wait_until(lambda: len(heard) == 3, "what the program says")

@@ -16,14 +16,16 @@ const failure = (promise) =>
 export async function exercise({ zBifrost, ConnectionLost, ConnectionRefused }, { url, token, nobody }) {
   const [one, two] = [new zBifrost(url, token), new zBifrost(url, token)];
   await Promise.all([one.connect(), two.connect()]);
-  const heard = new Promise((resolve) => {
-    two.onBroadcast(resolve);
-  });
+  const waiting = [];
+  two.onBroadcast((message) => waiting.shift()?.(message));
+  const next = () => new Promise((resolve) => waiting.push(resolve));
+  const [made, changed] = [next(), next()];
   const name = `Zoë 😀 ${Math.random()}`;
   const user = await one.create('Users', { name, email: `${Math.random()}@example.com`, age: 30 });
-  equal((await heard).result, user, 'a broadcast');
+  equal((await made).result, user, 'a broadcast');
   equal(await two.read('Users', { name }, { fields: ['id', 'age'] }), [{ id: user.id, age: 30 }], 'a read');
   equal(await one.update('Users', user.id, { age: 31 }), { updated: 1 }, 'an update');
+  equal((await changed).changes, [{ id: user.id, values: { age: 31 } }], 'a broadcast of an update');
   equal((await failure(one.create('Users', { name: '' }))).code, 'invalid', 'a refused value');
   equal((await one.zFunc('zFunc(calculateTotal, {cart_id: 123})')).cart_id, 123, 'a function');
   equal(await one.send({ zKey: 'ping', zHorizontal: '\u2028 "\\' }), '\u2028 "\\', 'a text');
