@@ -138,3 +138,13 @@ def test_a_right_to_what_no_row_can_be_reaches_none():
     message = message_of({"result": {"deleted": 1}, "ids": [1]}, Audience("model", "Staff", None, rows))
     assert heard(message, Rights({"owner": ["ann"]})) is None
     assert heard(message, Rights({"owner": "ann"})) == {"zKey": "k", "result": {"deleted": 1}, "ids": [1]}
+
+
+def test_a_row_that_came_into_reach_is_told_of_though_nothing_of_it_is_seen():
+    """What has changed is hidden, and it is what the rights go by: without a word nobody would know of the row."""
+    changes = [{"id": number, "values": {"owner": owner}} for number, owner in enumerate(("ann", "bob"))]
+    rows = Rows(("id",), ("owner",), ("owner",), (("ann",), ("bob",)))
+    message = message_of({"result": {"updated": 2}, "changes": changes}, Audience("model", "Staff", None, rows))
+    told = {"zKey": "k", "result": {"updated": 1}, "changes": [{"id": 0, "values": {}}]}
+    assert heard(message, Rights({"owner": "ann"}, ["owner"])) == told
+    assert heard(message, Rights({}, ["owner"])) is None
