@@ -53,6 +53,7 @@ const KEPT = 'zbifrost.token'; // where a tab keeps what it signs in with
 const TOPIC_NAME = /^[\w.:@/%-]{1,255}$/;
 const TOPIC_EVENTS = ['message', 'continuity', 'presence', 'subscribed', 'unsubscribed', 'error'];
 const MOST_UNREAD = 1000; // messages that a `for await` keeps
+const OWN_KEYS = 1000; // of publishes that are remembered
 
 /** With it a class says that Immer may make drafts of its instances. */
 const DRAFTABLE = Symbol.for('immer-draftable');
@@ -425,10 +426,12 @@ function toCommandFailed({ error, code, retryable, fields }) {
   });
 }
 
-/** Whether the command in `text`, sent again, could make a change a second time: a change of a model without a key. */
-function couldDouble(text) {
+/** Whether the command, sent again by the program, could make a change a second time: a change of a model without a key,
+ * or a publish, which would have another key than the client has made for it (`isOnce`). */
+function couldDouble({ text, isOnce }) {
   const { zKey, cmd, zHorizontal } = JSON.parse(text);
-  return /^(create|update|delete|upsert)_/.test(zKey ?? cmd) && typeof zHorizontal?._idempotencyKey !== 'string';
+  const isChange = /^(create|update|delete|upsert)_/.test(zKey ?? cmd);
+  return isOnce || (isChange && typeof zHorizontal?._idempotencyKey !== 'string');
 }
 
 /** The command's name without its arguments, for messages and log lines. */
@@ -671,9 +674,9 @@ class Calls {
   }
 
   /** Send what was prepared; `settle` is the call's `{resolve, reject}`. */
-  start({ id, text, name }, { timeout, signal, onProgress, urgent, again }, transmit, settle) {
+  start({ id, text, name }, { timeout, signal, onProgress, urgent, again, isOnce }, transmit, settle) {
     if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
-    const call = { id, text, name, timeout, urgent, again, onProgress, settle, started: Date.now() };
+    const call = { id, text, name, timeout, urgent, again, isOnce, onProgress, settle, started: Date.now() };
     this.#byId.set(id, call);
     if (signal) {
       const abort = () =>
@@ -748,7 +751,7 @@ class Calls {
     const expire = () => {
       if (!call.urgent && this.paused()) this.#arm(call);
       else {
-        const retryable = !(call.inFlight && couldDouble(call.text));
+        const retryable = !(call.wasSent && couldDouble(call));
         this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`, { retryable }));
       }
     };
@@ -800,8 +803,6 @@ function toState(state) {
 /** A key that nobody else uses; it is no secret. */
 const newKey = () => [0, 0].map(() => Math.random().toString(36).slice(2).padEnd(11, '0')).join('');
 
-const toMessage = ({ data, from, offset, key, own = false }, replayed) => ({ data, from, offset, key, own, replayed });
-
 const toPosition = ({ epoch, offset }) => (offset === undefined ? undefined : { epoch, offset });
 
 /** The names in `some` that `others` does not have. */
@@ -820,6 +821,74 @@ function mergeMembers(members, joined, left) {
     else merged.delete(user);
   }
   return Object.fromEntries(merged);
+}
+
+/** The messages of a topic that wait for a loop over it, and how that ends. Before there is one, the newest wait. */
+class Unread {
+  #messages = [];
+  #waiting = [];
+  #end = null;
+  #onEnd = null; // of the loop
+  #topic;
+
+  constructor(topic) {
+    this.#topic = topic;
+  }
+
+  begin(onEnd) {
+    this.#onEnd = onEnd;
+  }
+
+  /** The loop was left before its end. */
+  leave() {
+    this.#onEnd = null;
+    for (const { resolve } of this.#waiting.splice(0)) resolve({ value: undefined, done: true });
+  }
+
+  push(message) {
+    if (this.#messages.length >= MOST_UNREAD) {
+      if (this.#onEnd !== null) {
+        this.lost('too_slow');
+        return;
+      }
+      this.#messages.shift();
+    }
+    this.#messages.push(message);
+    this.#settle();
+  }
+
+  lost(reason) {
+    if (this.#onEnd === null) this.#messages = [];
+    else {
+      const text = `Messages of ${this.#topic} are missing: ${reason}`;
+      this.finish(new BifrostError(text, { code: 'messages_lost', reason }));
+    }
+  }
+
+  finish(error) {
+    this.#end ??= { error };
+    this.#onEnd?.();
+    this.#settle();
+  }
+
+  next() {
+    const { promise, ...call } = toSettle();
+    this.#waiting.push(call);
+    this.#settle();
+    return promise;
+  }
+
+  #settle() {
+    while (this.#waiting.length > 0 && (this.#messages.length > 0 || this.#end !== null)) {
+      const { resolve, reject } = this.#waiting.shift();
+      if (this.#messages.length > 0) resolve({ value: this.#messages.shift(), done: false });
+      else if (this.#end.error === undefined) resolve({ value: undefined, done: true });
+      else {
+        reject(this.#end.error);
+        this.#end = {};
+      }
+    }
+  }
 }
 
 /**
@@ -844,7 +913,10 @@ class Topic {
   #settle = null; // of the subscribe() under way
   #failures = 0;
   #timer;
-  #readers = new Set();
+  #readers = new Set(); // for the loops
+  #unread; // for the next loop
+  #ownKeys = new Set(); // of what was published without an echo
+  #span = 0; // what is still to be told of a subscription that is over is not
   #stores = new Set(); // who is told of #here
   #here = NOBODY;
   #version; // of #here
@@ -858,6 +930,7 @@ class Topic {
   constructor(name, client) {
     this.#name = name;
     this.#client = client;
+    this.#unread = new Unread(name);
     const topic = this;
     const here = () => topic.#here;
     this.presence = Object.freeze({
@@ -960,6 +1033,10 @@ class Topic {
       if (data === undefined) throw new TypeError('zBifrost: publish() needs data that JSON has a form for');
       return { zKey: 'zPublish', zHorizontal: { topic: this.#name, data } };
     };
+    if (this.#options.echo === false) {
+      this.#ownKeys.add(key);
+      if (this.#ownKeys.size > OWN_KEYS) this.#ownKeys.delete(this.#ownKeys.values().next().value);
+    }
     return this.#client.call(build, options, PUBLISH_OPTIONS, { again: true, key }, (reply) => ({
       key,
       ...toPosition(reply ?? {}),
@@ -972,62 +1049,34 @@ class Topic {
     const { limit, reverse, since, before } = options ?? {};
     const build = () => ({ zKey: 'zHistory', zHorizontal: { topic: this.#name, limit, reverse, since, before } });
     return this.#client.call(build, options, HISTORY_OPTIONS, {}, ({ topic, ...reply }) => {
-      const messages = reply.messages?.map((message) => toMessage(message, true));
+      const messages = reply.messages?.map((message) => this.#toMessage(message, true));
       return messages ? { ...reply, messages } : reply;
     });
   }
 
-  /** The messages from now on. It subscribes where that was not done, ends when the subscription does, and throws where
-   * messages were lost: by the server, or because more than 1,000 were not read. */
+  /** The messages that nobody has listened to yet, and all that follow. It subscribes where that was not done, ends when
+   * the subscription does, and throws where messages were lost: by the server, or because more than 1,000 waited. */
   [Symbol.asyncIterator]() {
-    const unread = [];
-    const waiting = [];
-    let end = null;
-    const settle = () => {
-      while (waiting.length > 0 && (unread.length > 0 || end !== null)) {
-        const { resolve, reject } = waiting.shift();
-        if (unread.length > 0) resolve({ value: unread.shift(), done: false });
-        else if (end.error === undefined) resolve({ value: undefined, done: true });
-        else {
-          reject(end.error);
-          end = {};
-        }
-      }
-    };
-    const finish = (error) => {
-      end ??= { error };
-      this.#readers.delete(reader);
+    const unread = this.#unread;
+    this.#unread = new Unread(this.#name);
+    unread.begin(() => {
+      this.#readers.delete(unread);
       this.#keep();
-      settle();
-    };
-    const reader = {
-      finish,
-      lost: (reason) => {
-        const text = `Messages of ${this.#name} were lost: ${reason}`;
-        finish(new BifrostError(text, { code: 'messages_lost', reason }));
-      },
-      push: (message) => {
-        if (unread.length >= MOST_UNREAD) {
-          reader.lost('overflow');
-          return;
-        }
-        unread.push(message);
-        settle();
-      },
-    };
-    this.#readers.add(reader);
+    });
+    this.#readers.add(unread);
     this.#keep();
-    if (!this.#isJoined) this.subscribe().catch(finish);
+    if (!this.#isJoined) this.subscribe().catch((error) => unread.finish(error));
+    let isLeft = false;
     return {
-      next: () => {
-        const { promise, ...call } = toSettle();
-        waiting.push(call);
-        settle();
-        return promise;
-      },
+      next: () => (isLeft ? Promise.resolve({ value: undefined, done: true }) : unread.next()),
       return: (value) => {
-        unread.length = 0;
-        finish();
+        if (isLeft) return Promise.resolve({ value, done: true });
+        isLeft = true;
+        const isLast = this.#readers.delete(unread) && this.#readers.size === 0;
+        unread.leave();
+        // What was not read is for the next loop.
+        if (isLast) this.#unread = unread;
+        this.#keep();
         return Promise.resolve({ value, done: true });
       },
       [Symbol.asyncIterator]() {
@@ -1064,7 +1113,7 @@ class Topic {
     topic.#settle?.promise.catch(() => {});
     topic.#settle?.reject(failure);
     topic.#settle = null;
-    for (const { finish } of topic.#readers) finish(isOwn ? undefined : failure);
+    for (const unread of topic.#readers) unread.finish(isOwn ? undefined : failure);
     topic.#keep();
   }
 
@@ -1120,6 +1169,8 @@ class Topic {
     this.#position = toPosition(reply);
     this.#connection = reply.connection;
     this.#version = presence?.version;
+    this.#settle?.resolve(this);
+    this.#settle = null;
     this.#client.listeners.together(() => {
       if (isDue) this.#tellContinuity(recovered ? { recovered } : { recovered: false, reason: why });
       for (const message of messages) {
@@ -1129,8 +1180,6 @@ class Topic {
       else if (this.#here !== NOBODY) this.#show(NOBODY);
       this.#emit('subscribed', { ...toPosition(reply), connection: reply.connection });
     });
-    this.#settle?.resolve(this);
-    this.#settle = null;
   }
 
   #refused(error) {
@@ -1213,7 +1262,9 @@ class Topic {
     this.#position = this.#reason = this.#accepted = this.#version = this.#connection = undefined;
     this.#asked = this.#settle = this.#question = null;
     this.#failures = 0;
-    for (const reader of this.#readers) reader.finish(error);
+    for (const unread of this.#readers) unread.finish(error);
+    this.#unread = new Unread(this.#name);
+    this.#span += 1;
     this.#client.listeners.together(() => {
       if (this.#here !== NOBODY) this.#show(NOBODY);
       if (hasStood) this.#emit('unsubscribed', { reason });
@@ -1222,6 +1273,10 @@ class Topic {
   }
 
   // Messages.
+
+  #toMessage({ data, from, offset, key, own = this.#ownKeys.has(key) }, replayed) {
+    return { data, from, offset, key, own, replayed };
+  }
 
   #hear(message) {
     const { offset, epoch } = message;
@@ -1257,14 +1312,16 @@ class Topic {
   }
 
   #tell(given, replayed) {
-    const message = toMessage(given, replayed);
-    if (this.#readers.size > 0 || this.#client.listeners.has(this.#event('message'))) this.#hasBegun = true;
-    for (const reader of this.#readers) reader.push(message);
+    const message = this.#toMessage(given, replayed);
+    const isHeard = this.#client.listeners.has(this.#event('message'));
+    if (this.#readers.size > 0 || isHeard) this.#hasBegun = true;
+    else if (this.#isWanted) this.#unread.push(message);
+    for (const unread of this.#readers) unread.push(message);
     this.#emit('message', message);
   }
 
   #tellContinuity(continuity) {
-    if (!continuity.recovered) for (const reader of this.#readers) reader.lost(continuity.reason);
+    if (!continuity.recovered) for (const unread of [...this.#readers, this.#unread]) unread.lost(continuity.reason);
     this.#emit('continuity', continuity);
   }
 
@@ -1385,8 +1442,10 @@ class Topic {
     return `${name} of ${this.#name}`;
   }
 
-  #emit(event, ...values) {
-    this.#client.listeners.emit(this.#event(event), ...values);
+  #emit(event, value) {
+    const { listeners } = this.#client;
+    const span = this.#span;
+    listeners.inTurn(() => span === this.#span && listeners.tell(this.#event(event), value));
   }
 
   /** An error that no promise tells. */
@@ -1654,6 +1713,7 @@ class zBifrost {
     try {
       checkNames(options, known);
       const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent, again };
+      call.isOnce = key !== undefined && call.idempotencyKey === undefined;
       call.idempotencyKey ??= key;
       checkCallOptions(call);
       const prepared = this.#calls.prepare(build(), call);
@@ -1861,7 +1921,7 @@ class zBifrost {
       // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
       if (own) call.settle.promise?.catch(() => {});
       if (!call.wasSent) return new NotConnected('Not connected: the command was not sent');
-      return couldDouble(call.text) ? ofChange : failure;
+      return couldDouble(call) ? ofChange : failure;
     }, retry);
     this.#keptTopics.forEach((topic) => Topic.closed(topic, retry ? undefined : failure, own));
     if (own) attempt?.promise.catch(() => {});
@@ -2125,7 +2185,9 @@ function trade(code) {
     });
     socket.addEventListener('close', ({ code: closeCode, reason }) => {
       const why = `${reason || 'no connection'} (close code ${closeCode})`;
-      reject(new ConnectionRefused(`The link does not sign in: ${why}; zcomm url prints another`, { closeCode, reason }));
+      reject(
+        new ConnectionRefused(`The link does not sign in: ${why}; zcomm url prints another`, { closeCode, reason }),
+      );
     });
   });
 }

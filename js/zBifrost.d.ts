@@ -156,7 +156,7 @@ export interface TopicOptions {
   last?: number;
   /** One's own state in the presence of the topic. */
   state?: PresenceState;
-  /** With false one's own messages come without `data`, as `own`. Default true. */
+  /** With false one's own messages come as `own`: without `data`, or with it where they are `replayed`. Default true. */
   echo?: boolean;
 }
 
@@ -167,7 +167,7 @@ export interface Position {
 }
 
 export interface TopicMessage<T = any> {
-  /** Undefined for an `own` message. */
+  /** Undefined for an `own` message that is not `replayed`. */
   data: T;
   /** The user who published it; undefined: the program. */
   from: string | undefined;
@@ -175,7 +175,7 @@ export interface TopicMessage<T = any> {
   offset: number | undefined;
   /** The key it was published with. */
   key: string | undefined;
-  /** With `echo: false`: published by this client, which has its data. */
+  /** With `echo: false`: published here, where its data is known. */
   own: boolean;
   /** From what was kept, and not when it was published. */
   replayed: boolean;
@@ -258,7 +258,8 @@ export interface History<T = any> {
 }
 
 /** A topic as one client sees it; `for await` has its messages, and ends with the subscription. It throws with the code
- * `messages_lost` where messages are missing, or more than 1,000 were not read. */
+ * `messages_lost` and the reason where messages are missing, or more than 1,000 waited (`too_slow`). It begins with
+ * those that came while nobody listened, and goes on where another loop was left. */
 export interface Topic<T = any> extends AsyncIterable<TopicMessage<T>> {
   readonly name: string;
   readonly state: 'unsubscribed' | 'subscribing' | 'subscribed';
@@ -339,7 +340,7 @@ export function fullJitter(rule?: { base?: number; cap?: number; random?: () => 
 export class BifrostError extends Error {
   readonly code: string;
   /** Whether the same call may be made again. After ConnectionLost and RequestTimeout it may also have run: for a change
-   * of a model that was sent without an `idempotencyKey` it is false then, since it could be made twice. */
+   * of a model, and a publish, that was sent without an `idempotencyKey` it is false then, since it could be made twice. */
   readonly retryable: boolean;
   /** For bad values: the reason by field name. */
   readonly fields: { [field: string]: string };

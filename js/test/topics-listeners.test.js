@@ -62,7 +62,7 @@ describe('for await', () => {
     await settle();
     assert.equal(other.length, 1002);
     for (let n = 0; n < 1000; n += 1) assert.equal((await reader.next()).value.data, n);
-    await assert.rejects(reader.next(), { code: 'messages_lost', reason: 'overflow' });
+    await assert.rejects(reader.next(), { code: 'messages_lost', reason: 'too_slow' });
     assert.deepEqual(await reader.next(), { value: undefined, done: true });
   });
 
@@ -85,6 +85,64 @@ describe('for await', () => {
     other.net.last.drop(1008, 'Session expired');
     await settle();
     assert.equal(refused.value.end, 'Session expired');
+  });
+
+  it('begins with what came while nobody listened, and goes on where another was left', async () => {
+    const { net, client, server } = await withTopics();
+    server.publish('room:1', 1);
+    const room = client.topic('room:1', { last: 5 });
+    await room.subscribe();
+    server.publish('room:1', 2);
+    await settle();
+    const take = async (count) => {
+      const seen = [];
+      for await (const { data } of room) {
+        seen.push(data);
+        if (seen.length === count) return seen;
+      }
+      return seen;
+    };
+    for (const n of [3, 4]) server.publish('room:1', n);
+    await settle();
+    assert.deepEqual(await take(3), [1, 2, 3]);
+    server.publish('room:1', 5);
+    await settle();
+    assert.deepEqual(await take(2), [4, 5]);
+    // What waited before a hole belongs to nobody; a listener has what it hears.
+    server.publish('room:1', 6);
+    await settle();
+    await reconnect(net, () => server.restart());
+    server.publish('room:1', 7);
+    await settle();
+    assert.deepEqual(await take(1), [7]);
+    const stop = room.on('message', () => {});
+    server.publish('room:1', 8);
+    await settle();
+    stop();
+    for (let n = 9; n < 1019; n += 1) server.publish('room:1', n);
+    await settle();
+    assert.deepEqual(await take(1), [19]);
+    await room.unsubscribe();
+    server.publish('room:1', 'unheard');
+    client.topic('room:1').subscribe();
+    await settle();
+    assert.deepEqual(await take(1), [1015]); // of the newest that are kept
+  });
+
+  it('that was left takes nothing from the next one', async () => {
+    const { client, server } = await withTopics();
+    const room = client.topic('room:1');
+    await room.subscribe();
+    const [left, end] = [room[Symbol.asyncIterator](), { value: undefined, done: true }];
+    const waiting = left.next();
+    assert.deepEqual(await left.return(), end);
+    assert.deepEqual(await waiting, end);
+    const next = room[Symbol.asyncIterator]();
+    server.publish('room:1', 1);
+    await settle();
+    assert.deepEqual([await left.next(), await left.return()], [end, end]);
+    assert.equal((await next.next()).value.data, 1);
+    await next.return();
   });
 
   it('may be left, by one of several', async () => {
@@ -155,6 +213,21 @@ describe('listeners of a topic', () => {
       'disconnected',
     ]);
     assert.equal(net.sockets.length, 1);
+  });
+
+  it('hear nothing more of a subscription that they end, of what came with a message neither', async () => {
+    const { client, server } = await withTopics();
+    for (const n of [1, 2, 3]) server.publish('room:1', n);
+    const room = client.topic('room:1', { last: 3, presence: true });
+    const told = [];
+    room.on('message', ({ data }) => {
+      told.push(data);
+      if (data === 2) room.unsubscribe();
+    });
+    for (const event of ['presence', 'subscribed', 'unsubscribed']) room.on(event, () => told.push(event));
+    await room.subscribe();
+    await settle();
+    assert.deepEqual(told, [1, 2, 'unsubscribed']);
   });
 
   it('are ended by what on() returned', async () => {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 import { ConnectionLost, NotConnected, RequestAborted, RequestTimeout } from '../zBifrost.js';
 import { settle, watch } from './fakes.js';
-import { reconnect, sent, tellings, withTopics } from './topicserver.js';
+import { of, reconnect, sent, tellings, withTopics } from './topicserver.js';
 
 beforeEach(() => mock.timers.enable({ apis: ['setTimeout', 'setInterval', 'Date'] }));
 afterEach(() => mock.timers.reset());
@@ -108,6 +108,47 @@ describe('publishing', () => {
     await settle();
     assert.ok(!(sentOnce.error instanceof NotConnected) && sentOnce.error instanceof ConnectionLost);
     assert.ok(never.error instanceof NotConnected);
+  });
+
+  it("with a key of the client's own may not be made again by the program, which would give it another", async () => {
+    const { net, client } = await withTopics();
+    net.WebSocket.topics = null;
+    const room = client.topic('room:1');
+    const keyed = { idempotencyKey: 'mine-0000-0000-0000' };
+    const outcomes = [room.publish(1), room.publish(2, keyed)].map(watch);
+    const late = [room.publish(3, { timeout: 100 }), room.publish(4, { timeout: 100, ...keyed })].map(watch);
+    for (let passed = 0; passed < 30; passed += 1) {
+      mock.timers.tick(100);
+      await settle();
+    }
+    net.last.drop();
+    const never = watch(room.publish(5));
+    client.disconnect();
+    await settle();
+    const retryable = [...outcomes, ...late, never].map(({ error }) => error.retryable);
+    assert.deepEqual(retryable, [false, false, false, true, true]);
+  });
+
+  it("without an echo is known as one's own also where it comes from what was kept", async () => {
+    const { net, client, server } = await withTopics();
+    const room = client.topic('room:1', { echo: false });
+    await room.subscribe();
+    const told = tellings(room, ['message']);
+    server.loses = () => true;
+    await room.publish('mine');
+    server.publish('room:1', 'theirs', { key: 'theirs' });
+    await reconnect(net);
+    assert.deepEqual(
+      of(told, 'message').map(({ data, own, replayed }) => [data, own, replayed]),
+      [
+        ['mine', true, true],
+        ['theirs', false, true],
+      ],
+    );
+    assert.deepEqual(
+      (await room.history()).messages.map(({ own }) => own),
+      [true, false],
+    );
   });
 
   it('refuses what JSON has no form for, and misspelt options', async () => {

@@ -46,6 +46,27 @@ class Reference {
   }
 }
 
+/** Read `room` in one loop after the other, until the client is done; returns the offsets that each of them saw. */
+function readLoops(room, isDone) {
+  const loops = [];
+  (async () => {
+    while (!isDone()) {
+      const offsets = [];
+      loops.push(offsets);
+      try {
+        for await (const { offset } of room) {
+          offsets.push(offset);
+          if (offset % 7 === 0) await settle();
+          if (offset % 11 === 0) break;
+        }
+      } catch {
+        await settle();
+      }
+    }
+  })();
+  return loops;
+}
+
 /** Whether the data of `messages` are in `line`, in this order. */
 function isPart(messages, line) {
   let from = 0;
@@ -76,6 +97,8 @@ async function run(seed) {
   const data = () => (count += 1);
   const remember = () => lines.push(server.topic(NAME).all.map((message) => message.data));
   room.subscribe().catch(() => {});
+  let isDone = false;
+  const loops = below(2) ? readLoops(room, () => isDone) : [];
   Object.assign(server, { isLazy: true, isDeaf: true });
 
   const enter = (n) => server.enter(NAME, null, { connection: `x${n}`, user: `u${n % 3}`, state: { n: below(9) } });
@@ -195,6 +218,13 @@ async function run(seed) {
     `${about}: publishes that never end`,
   );
   assert.equal(client.pending, 0, about);
+  if (kept > 0) {
+    for (const offsets of loops) {
+      offsets.forEach((offset, at) => assert.equal(offset, offsets[0] + at, `${about}: a loop saw ${offsets}`));
+    }
+    if (loops.length > 0) assert.ok(loops.flat().length > 0, `${about}: no loop saw anything`);
+  }
+  isDone = true;
   client.disconnect();
 }
 
