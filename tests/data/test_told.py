@@ -26,7 +26,7 @@ from zcomm.data.schema import load_schema
 from zcomm.data.sql.statements import MAX_TOLD
 from zcomm.data.store import Store
 from zcomm.engines.parts import Parts
-from zcomm.errors import PermissionDenied
+from zcomm.errors import Conflict, PermissionDenied
 from zcomm.interfaces import Audience, Broadcast, FieldRights, Identity
 
 ANN = "ann"
@@ -308,6 +308,7 @@ async def test_what_postgresql_does_not_bring_back_is_not_told(
         "INSERT INTO padded VALUES (1, 'a'), (2, 'b')",
         f"GRANT ALL ON ruled, passed, log, guarded, parted, padded TO {role}",
         f"GRANT SELECT (id, label), UPDATE, DELETE ON blind TO {role}",
+        f"GRANT CREATE ON SCHEMA public TO {role}",
     )
     schema = load_schema(
         "\n".join(
@@ -324,10 +325,11 @@ async def test_what_postgresql_does_not_bring_back_is_not_told(
     )
     store = make_store(postgresql.url(name).replace("//postgres@", f"//{role}@"), schema)
     await store.start()
-    for _ in range(2):
+    for number in (1, 0):
         for model in ("Ruled", "Passed"):
-            done = await change(store, "update", model, where={"id__lt": 2}, values={"label": "x"})
-            assert done.result == {"updated": 1} and done.told is None, model
+            keyed = {"_idempotencyKey": f"{model} {number}"} if number else {}
+            done = await change(store, "update", model, where={"id__lt": 2}, values={"label": "x"}, **keyed)
+            assert done.result == {"updated": 1} and done.told is None and not done.repeated, model
         done = await change(store, "update", "Blind", frozenset(), where={"id__gt": 0}, values={"pass": "secret"})
         assert done.result == {"updated": 2} and done.told is None
     done = await change(store, "update", "Guarded", all=True, values={"label": "y"})
@@ -361,6 +363,42 @@ async def test_who_has_kept_others_waiting_is_told_of_all_the_same(tmp_path: Any
             changed = 1 if "row" in where else count
             assert done.result == {"updated": changed}
             assert (None if done.told is None else len(told(done)[0])) == (None if changed > MAX_TOLD else changed)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_in_memory_tells_as_well(make_store: Callable[..., Store]):
+    """On its only connection, and by one user after the other."""
+    store = make_store("sqlite://")
+    await store.start()
+    for number in range(3):
+        await store.create(ANN, "Seats", {"row": "r", "number": number})
+    done = await change(store, "update", "Seats", frozenset(), where={"number__lt": 2}, values={"taken": True})
+    assert [each["id"] for each in told(done)[0]] == [["r", 0], ["r", 1]]
+    assert told(await change(store, "delete", "Seats", where={"row": "r", "number": 2}))[0] == [["r", 2]]
+    assert len(told(await change(store, "delete", "Seats", all=True))[0]) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_written_may_point_to_some_rows_only(store: Store):
+    """What is looked for before a change is looked for as ever, whatever it brings back."""
+    for name in ("one", "two"):
+        await store.create(ANN, "Teams", {"name": name})
+    made = [await store.create(ANN, "Members", {"note": "n"}) for _ in range(2)]
+
+    def reach(model: str, field: str) -> dict[str, Any]:
+        return {"name": "one"}
+
+    for where in (made[0]["id"], {"note": "n"}):
+        for team, expected in ((1, True), (2, False)):
+            asked = {"action": "update", "model": "Members", "where": where, "values": {"team": team}}
+            execute = store.execute(ANN, parse_command(asked), ANN, {}, reach, as_json=True, tells=True)
+            if expected:
+                items, values = told(await execute)
+                assert {each["id"] for each in items} >= {made[0]["id"]} and values[0]["team"] == 1
+            else:
+                with pytest.raises(Conflict):
+                    await execute
+    assert [each["team"] for each in await store.read(ANN, "Members")] == [1, 1]
 
 
 NOTES = load_schema(
