@@ -13,7 +13,7 @@ from zcomm.config import Config
 from zcomm.data.schema import load_schema
 from zcomm.errors import ConfigError
 from zcomm.host.program import Program
-from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, FieldRights, Identity, Permissions, field_rights
+from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity, Permissions, field_rights
 
 POLICY = Policy.from_yaml(
     """
@@ -433,3 +433,64 @@ def test_a_policy_is_valid_or_an_error(document: object):
     stranger = who("stranger")
     assert not any(policy.allows(stranger, action, "model", "Users") for action in ACTIONS)
     assert not policy.allows(stranger, "call", "function", "f") and not policy.allows(stranger, "open", "file", "a")
+
+
+TOPICS = """
+member:
+  topics:
+    "room:*": [subscribe, publish, presence, history]
+    "*:1": [presence]
+    "room:board": [subscribe]
+    "user:$name": [subscribe, history]
+    "team:$role:*": "*"
+other: {topics: "*"}
+none: {models: "*"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "topic", "granted"),
+    [
+        ("ann", "member", "room:2", "subscribe publish presence history"),
+        ("ann", "member", "hall:1", "presence"),
+        ("ann", "member", "room:board", "subscribe"),
+        ("ann", "member", "user:ann", "subscribe history"),
+        ("ann", "member", "user:bob", ""),
+        ("ann", "member", "user:annette", ""),
+        ("ann", "member", "team:member:x", "subscribe publish presence history"),
+        ("ann", "member", "team:other:x", ""),
+        ("a*", "member", "user:ann", ""),
+        ("a*", "member", "user:a%2A", "subscribe history"),
+        ("Zoë/1", "member", "user:Zo%C3%AB%2F1", "subscribe history"),
+        ("ann", "other", "anything", "subscribe publish presence history"),
+        ("ann", "none", "room:2", ""),
+        ("ann", "unknown", "room:2", ""),
+    ],
+)
+def test_topics_by_pattern_and_by_own_name(name: str, role: str, topic: str, granted: str):
+    """Patterns grant together, a name by itself alone; a user's own name is meant literally."""
+    policy = Policy.from_yaml(TOPICS, "policy.yaml")
+    for _ in range(2):
+        found = [each for each in RIGHTS["topic"] if policy.allows(Identity(name, role), each, "topic", topic)]
+        assert " ".join(found) == granted
+    assert not policy.allows(Identity(name, role), "read", "topic", topic)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: {topics: [room]}", 'role a: topics: must be "*", or map patterns such as'),
+        ('a: {topics: {"room:*": [speak]}}', "role a: topics: room:*: unknown action 'speak'"),
+        ('a: {topics: {"room:*": [subscrib]}}', 'did you mean "subscribe"'),
+        ('a: {topics: {"room 1": [subscribe]}}', "names have letters, digits and"),
+        ('a: {topics: {"user:$nam": [subscribe]}}', "names have letters, digits and"),
+        ('a: {topics: {"room:{id}": [subscribe]}}', "names have letters, digits and"),
+        ("a: {topics: {5: [subscribe]}}", "5 is not text; put it in quotes"),
+        ('a: {topics: {"room:*": subscribe}}', 'must be "*" or a list of actions'),
+    ],
+)
+def test_mistakes_in_topics_are_named(text: str, reason: str):
+    """With the role and the pattern."""
+    with pytest.raises(ConfigError) as caught:
+        Policy.from_yaml(text, "policy.yaml")
+    assert reason in str(caught.value)

@@ -49,6 +49,8 @@ __all__ = ["AllowAll", "Grant", "Policy", "is_operator"]
 #: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
 _SECTIONS = ("models", "functions", "pages", "files", "commands", "topics", "admin")
+#: Identities whose topics are remembered.
+REMEMBERED = 4096
 #: What is for those who run the server.
 _ADMIN = ("metrics",)
 #: What a model may have beside its actions, and what ``fields`` may say.
@@ -136,6 +138,8 @@ class Policy:
 
     def __init__(self, roles: Mapping[str, _Grants]):
         self._roles = dict(roles)
+        #: The topics of identities, where these are in the patterns.
+        self._own_topics: dict[Identity, Mapping[str, frozenset[str]]] = {}
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -145,6 +149,7 @@ class Policy:
     def become(self, other: Policy) -> None:
         """Grant what ``other`` grants from now on: every part that holds this policy goes by the new rights."""
         self._roles = dict(other._roles)
+        self._own_topics.clear()
 
     @classmethod
     def from_yaml(cls, text: str, name: str) -> Policy:
@@ -202,6 +207,9 @@ class Policy:
         granted = grants.topics
         if not any("$" in pattern for pattern in granted):
             return granted
+        known = self._own_topics.get(identity)
+        if known is not None:
+            return known
         own = {name: user_part(value) for name, value in (("$name", identity.name), ("$role", identity.role))}
         found: dict[str, frozenset[str]] = {}
         for pattern, actions in granted.items():
@@ -210,6 +218,9 @@ class Policy:
                 pattern = pattern.replace(name, own[name] or "$")
             if "$" not in pattern:
                 found[pattern] = found.get(pattern, frozenset()) | actions
+        if len(self._own_topics) >= REMEMBERED:
+            self._own_topics.clear()
+        self._own_topics[identity] = found
         return found
 
     def names_command(self, key: str, identity: Identity | None = None) -> bool:
