@@ -532,7 +532,7 @@ def test_every_exception_from_a_rule_has_its_reason():
     mark = "#" + " noqa"
     found = [
         f"{path.relative_to(CHECKOUT)}:{number}: {line.strip()}"
-        for folder in ("zcomm", "tests", "benchmarks", "docs")
+        for folder in ("zcomm", "tests", "benchmarks", "docs", "examples")
         for path in sorted((CHECKOUT / folder).rglob("*.py"))
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if mark in line and not re.search(mark + r": [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* \([^)]+\)$", line)

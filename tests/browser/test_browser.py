@@ -64,6 +64,11 @@ def test_demo_page(tmp_path: Path) -> None:
     run_in_chromium("page.test.mjs", tmp_path)
 
 
+def test_example_chat(tmp_path: Path) -> None:
+    """examples/chat: two people, a guest, one who comes late, a lost connection, a restart of the server."""
+    run_in_chromium("example-chat.test.mjs", tmp_path)
+
+
 def test_foreign_pages(tmp_path: Path) -> None:
     """What a stranger's page can send runs no command over HTTP, without authentication too; the server's own does."""
     run_in_chromium("foreign.test.mjs", tmp_path)

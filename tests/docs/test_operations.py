@@ -105,7 +105,7 @@ def test_a_page_of_ones_own(tmp_path: Path, serve: Callable[..., RunningServer])
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/{path}", timeout=30) as response:
             assert expected in response.read()
     server.wait_for_log(rf"files of {pages} for everybody; the demo page is below /demo/")
-    server.wait_for_log(rf"page http://127.0.0.1:{server.port}/demo/ ")
+    server.wait_for_log(rf"page http://127.0.0.1:{server.port}/ ")
     assert server.stop() == 0, server.log
     (pages / "health").write_text("")
     done = subprocess.run(

@@ -108,7 +108,7 @@ async def test_the_page_of_the_user_is_the_first(sited: Served):
     assert "script-src 'self'" in demo.reader.response.header("Content-Security-Policy")
     for path in ("/demo/main.js", "/demo/demo.css", "/zBifrost.js", "/zBifrost.d.ts", "/health"):
         assert told(await got(sited, path))[0] == 200, path
-    assert sited.bifrost.page == f"http://127.0.0.1:{sited.port}/demo/"
+    assert sited.bifrost.page == f"http://127.0.0.1:{sited.port}/"
     await sited.stands()
 
 

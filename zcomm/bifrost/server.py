@@ -297,11 +297,10 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     @property
     def page(self) -> str:
-        """The address of the demo page for a browser on this machine; empty where there is none, as for a Unix socket,
-        behind a proxy, and while it does not listen."""
+        """The address of the page for a browser on this machine, the user's own where there is one; empty where
+        there is none, as for a Unix socket, behind a proxy, and while it does not listen."""
         pages = [address.page for address in self.addresses if address.page] if self.config.web else []
-        below = "demo/" if self.config.www else ""
-        return pages[0] + below if pages else ""
+        return pages[0] if pages else ""
 
     def open_to_others(self) -> list[tuple[str, bool]]:
         """The addresses that it listens on and that others than this machine may reach, by the sockets as they are;
