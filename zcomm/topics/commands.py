@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred, succeed
 
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.interfaces import Client, Permissions, Position, Request, Slice
-from zcomm.runtime.deferreds import awaited
 from zcomm.topics.kinds import Found, own_topic
 from zcomm.topics.requests import (
     History,
@@ -26,7 +25,7 @@ from zcomm.topics.requests import (
 )
 from zcomm.topics.subscriber import Subscriber, author_of, sender_of
 from zcomm.topics.subscriptions import encode_messages
-from zcomm.topics.topics import Topics
+from zcomm.topics.topics import Topics, answer_of
 
 __all__ = ["TopicCommands"]
 
@@ -116,7 +115,7 @@ class TopicCommands:
         check = found.kind.checking
         if check is None:
             return self._send(asked, client, subscriber, found, data, data)
-        checked = awaited(check(client.identity, asked.data, **found.parts))
+        checked = answer_of(check(client.identity, asked.data, **found.parts))
         if isinstance(checked, Deferred):
             return checked.addCallback(self._cleaned, asked, client, subscriber, data)
         return self._cleaned(checked, asked, client, subscriber, data)

@@ -217,27 +217,30 @@ class Hub:
             part: Slice | None = None
             messages: list[bytes] | None = None
             hold: Hold | None = None
-            if kept is not None and (asked.since is not None or asked.last):
-                while True:
-                    yield subscriber.when_free()
-                    self._judge(subscriber, asked, judge)
-                    part = yield self._slice(asked)
-                    messages = encode_messages(part.messages)
-                    size = sum(map(len, messages)) + len(messages)
-                    if size <= SMALL or hold is not None and hold.size >= size:
-                        break
-                    if hold is not None:
-                        hold.release()
-                    # It may have grown when there is room for it.
-                    size += size // 8 + SMALL
-                    memory, account = self._budgets.memory, subscriber.client.account
-                    waiting = memory.when(account, size)
-                    is_waiting = not waiting.called
-                    yield waiting
-                    hold = Hold(memory, account, size, lambda call: call())
-                    if not is_waiting:
-                        break
             try:
+                if kept is not None and (asked.since is not None or asked.last):
+                    while True:
+                        yield subscriber.when_free()
+                        self._judge(subscriber, asked, judge)
+                        if topic.kept is None:
+                            part = messages = None
+                            break
+                        part = yield self._slice(asked)
+                        messages = encode_messages(part.messages)
+                        size = sum(map(len, messages)) + len(messages)
+                        if size <= SMALL or hold is not None and hold.size >= size:
+                            break
+                        if hold is not None:
+                            hold.release()
+                        # It may have grown when there is room for it.
+                        size += size // 8 + SMALL
+                        memory, account = self._budgets.memory, subscriber.client.account
+                        waiting = memory.when(account, size)
+                        is_waiting = not waiting.called
+                        yield waiting
+                        hold = Hold(memory, account, size, lambda call: call())
+                        if not is_waiting:
+                            break
                 members: Members | None = None
                 if self._judge(subscriber, asked, judge).kind.presence:
                     yield self.engine.enter(
@@ -429,7 +432,7 @@ class Hub:
                     special[subscription] = None
         behind = None
         if topic.epoch:
-            behind = partial(self._falls_behind, pending[0].offset - 1)
+            behind = partial(self._falls_behind, topic.epoch, pending[0].offset - 1)
         hearers = [one for one in topic.members if one not in special] if special else list(topic.members)
         if hearers:
             self._fan_out.add(hearers, [message.payload for message in pending], tellers, behind)
@@ -437,7 +440,7 @@ class Hub:
             rest = pending[late.get(subscription, 0) :]
             if rest and subscription in topic.members:
                 if topic.epoch:
-                    behind = partial(self._falls_behind, rest[0].offset - 1)
+                    behind = partial(self._falls_behind, topic.epoch, rest[0].offset - 1)
                 payloads = [
                     self._for(subscription, message.offset, message.fragment, message.origin) for message in rest
                 ]
@@ -449,8 +452,8 @@ class Hub:
             return subscription.topic.own_payload(offset, fragment)
         return subscription.topic.payload(offset, fragment)
 
-    def _falls_behind(self, offset: int, subscription: Subscription) -> None:
-        """Catch a subscriber up later, who does not take what it has been sent: from ``offset`` on."""
+    def _falls_behind(self, epoch: str, offset: int, subscription: Subscription) -> None:
+        """Catch a subscriber up later, who does not take what it has been sent: from that position on."""
         topic, subscriber = subscription.topic, subscription.subscriber
         subscription.transport = None
         subscription.offset = offset
@@ -459,7 +462,7 @@ class Hub:
             topic.late.pop(subscription, None)
         if topic.behind is None:
             topic.behind = {}
-        topic.behind[subscription] = None
+        topic.behind[subscription] = epoch
         if subscriber.behind is None:
             subscriber.behind = {}
         subscriber.behind[subscription] = None
@@ -471,7 +474,8 @@ class Hub:
                 return
             topic, since = subscription.topic, subscription.offset
             if topic.epoch:
-                found = self.read(topic.name, Position(topic.epoch, since), None, MAX_MESSAGES, False, CHUNK)
+                epoch = (topic.behind or {}).get(subscription, topic.epoch)
+                found = self.read(topic.name, Position(epoch, since), None, MAX_MESSAGES, False, CHUNK)
             else:
                 # It keeps nothing any more.
                 found = succeed(Slice(Position("", 0), reason="not_kept"))
@@ -535,6 +539,8 @@ class Hub:
 
         :param may: whether a subscription goes on.
         """
+        # What was published before is numbered as it was then.
+        self.flush()
         self._judge_some(deque(self._topics.values()), self._renew, lambda: self._judge_all(may))
 
     def _judge_all(self, may: Callable[[Subscriber, Subscription, Found], bool]) -> None:
@@ -574,8 +580,10 @@ class Hub:
             return
         topic.epoch, topic.offset = epoch, offset
         event = self._topic_event(topic, "not_kept" if was_kept and not epoch else "")
-        for subscription in list(topic.members):
-            subscription.subscriber.client.send_payloads([event])
+        if topic.members:
+            # Behind what is on its way to them.
+            self._fan_out.add(list(topic.members), [event], [])
+            self._fan_out.begin(perf_counter())
         for subscription in list(topic.behind or ()):
             self.catch_up(subscription.subscriber)
 

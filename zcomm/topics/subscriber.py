@@ -7,11 +7,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
 from zcomm.budget.account import Bucket
 from zcomm.budget.written import write_json
-from zcomm.errors import CommandError
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.peers import block_of
 from zcomm.topics.subscriptions import Subscription, TopicClient
@@ -92,7 +91,8 @@ class Subscriber:
         lanes = self._lanes
         if lanes is None or topic not in lanes:
             result = run()
-            if isinstance(result, Deferred) and not result.called:
+            # One that has fired may wait all the same, for another that a callback returned.
+            if isinstance(result, Deferred) and (not result.called or result.paused):
                 if lanes is None:
                     lanes = self._lanes = {}
                 lanes[topic] = deque()
@@ -178,8 +178,7 @@ def sender_of(identity: Identity) -> bytes:
 def _deferred(run: Callable[[], Any]) -> Deferred[Any]:
     try:
         result = run()
-    except CommandError as error:
-        failed: Deferred[Any] = Deferred()
-        failed.errback(error)
-        return failed
+    except Exception:
+        # Also what the program's functions raise: it answers this command, and not the one before it.
+        return fail()
     return result if isinstance(result, Deferred) else succeed(result)

@@ -89,7 +89,7 @@ class Topic:
     :ivar epoch: the numbering as clients are told it, and ``offset``: behind the newest message. Both empty for one
         that keeps none.
     :ivar members: those who are told of messages as they come.
-    :ivar behind: those who are caught up once they have taken what they were sent.
+    :ivar behind: those who are caught up once they have taken what they were sent, and the numbering that they know.
     :ivar watchers: those who are told who comes and goes.
     :ivar quiet: those to whom their own messages do not come back, by connection.
     :ivar late: those who have joined while messages wait for the end of the turn, and how many of these they know.
@@ -123,7 +123,7 @@ class Topic:
         self.epoch = ""
         self.offset = 0
         self.members: dict[Subscription, None] = {}
-        self.behind: dict[Subscription, None] | None = None
+        self.behind: dict[Subscription, str] | None = None
         self.watchers: dict[Subscription, None] | None = None
         self.quiet: dict[str, Subscription] | None = None
         self.late: dict[Subscription, int] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,7 +29,7 @@ from zcomm.topics.subscriptions import Subscription, encode_messages
 from zcomm.wire.fanout import fan_out as fan_out_to_sockets
 from zcomm.wire.writebatch import WriteBatch
 
-__all__ = ["Topics"]
+__all__ = ["Topics", "answer_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +94,10 @@ class Topics:
         """
         kind = Kind(pattern, history=history, keep=keep, presence=presence, publish=publish, personal=personal)
         self.kinds.add(kind)
+        if len(self.hub):
+            # Some of what is subscribed to may be of this kind from now on, and be kept no more, or only now.
+            self.kinds.generation += 1
+            self.hub.judge(self._goes_on)
         return kind
 
     def on_presence(self, pattern: str) -> Callable[[F], F]:
@@ -213,7 +217,7 @@ class Topics:
             question = found.kind.allowing.get(action)
             if question is None:
                 continue
-            answer = awaited(question(identity, **found.parts))
+            answer = answer_of(question(identity, **found.parts))
             if isinstance(answer, Deferred):
                 answer.addCallback(_require)
                 return answer.addCallback(self._ask_on, found, identity, actions[place + 1 :])
@@ -454,6 +458,22 @@ class Topics:
             if parts is not None:
                 heard = maybeDeferred(lambda: awaited(hook(arrived, gone, **parts)))  # noqa: B023 (called at once)
                 heard.addErrback(lambda failure: self._log.failure("on_presence failed", failure))
+
+
+def answer_of(result: Any) -> Any:
+    """What a function of the program has returned, or a Deferred of it. To cancel that is its end, whatever the
+    function makes of being cancelled: a command that has timed out has no effect any more."""
+    answer = awaited(result)
+    if not isinstance(answer, Deferred):
+        return answer
+
+    def cancel(outcome: Deferred[Any]) -> None:
+        outcome.errback(CancelledError())
+        answer.cancel()
+
+    outcome: Deferred[Any] = Deferred(cancel)
+    answer.addBoth(lambda found: None if outcome.called else outcome.callback(found))
+    return outcome
 
 
 def _require(answer: Any) -> None:

@@ -1,0 +1,317 @@
+"""The commands of one connection on one topic, whatever the program's functions do: in order, each once, none that was
+given up; and what waits takes nothing with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, succeed
+
+from zcomm import Identity
+from zcomm.errors import Invalid
+from zcomm.testing import MemoryClient, MemoryServer, assert_error, assert_reply
+
+ANN, BOB = Identity("ann", "member"), Identity("bob", "member")
+ROOM = {"topic": "room:1"}
+
+
+class Slow:
+    """A function of the program whose answers the test gives, one after the other."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.waiting: list[Deferred[Any]] = []
+
+    def __call__(self, identity: Identity, *data: Any, id: str) -> Deferred[Any]:
+        self.asked.append(data[0] if data else identity.name)
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+    def answer(self, value: Any) -> None:
+        self.waiting.pop(0).callback(value)
+
+
+class Rights:
+    """Everybody may do everything, but for what the test has denied: actions and topics."""
+
+    def __init__(self) -> None:
+        self.denied: set[str] = set()
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        return action not in self.denied and name not in self.denied
+
+    def rows(self, identity: Identity, model: str) -> None:
+        return None
+
+
+def server_with(**settings: Any) -> tuple[MemoryServer, Any]:
+    server = MemoryServer(command_timeout=30.0, stall_timeout=3600.0, ping_interval=3600.0)
+    settings = {"history": 100, "publish": "anybody"} | settings
+    return server, server.bifrost.topic("room:{id}", **settings)
+
+
+def result(deferred: Deferred[Any]) -> Any:
+    """The result of a call that has been answered."""
+    assert_reply(deferred, deferred.result["result"] if "result" in deferred.result else None)
+    return deferred.result["result"]
+
+
+def texts(client: MemoryClient) -> list[Any]:
+    return [message.get("data") for message in client.messages if message["event"] == "message"]
+
+
+def test_commands_take_effect_in_the_order_they_were_sent():
+    """A publish that waits for the program holds back what comes behind it on that topic, and nothing on another."""
+    server, rooms = server_with()
+    slow = Slow()
+    rooms.incoming(slow)
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    result(bob.call("zSubscribe", ROOM))
+    first = ann.call("zPublish", {**ROOM, "data": 1})
+    second = ann.call("zPublish", {**ROOM, "data": 2})
+    third = ann.call("zSubscribe", {**ROOM, "last": 10})
+    other = ann.call("zSubscribe", {"topic": "room:2"})
+    assert not first.called and not second.called and not third.called and other.called
+    assert slow.asked == [1]
+    slow.answer("one")
+    server.settle()
+    assert slow.asked == [1, 2] and first.called and not second.called and not third.called
+    slow.answer("two")
+    server.settle()
+    assert [message["data"] for message in result(third)["messages"]] == ["one", "two"]
+    assert texts(bob) == ["one", "two"]
+
+
+@pytest.mark.parametrize("answer", [True, succeed])
+def test_a_slow_client_that_unsubscribes(answer: Any):
+    """Its zSubscribe waits until it has taken what it was sent, and the zUnsubscribe behind it waits as well, also
+    where the program says yes with a Deferred that has fired: the last word is the client's."""
+    server, rooms = server_with()
+    rooms.allow("subscribe")(lambda identity, id: answer(True) if callable(answer) else answer)
+    ann = server.connect(identity=ANN)
+    epoch = result(ann.call("zSubscribe", ROOM))["epoch"]
+    result(ann.call("zUnsubscribe", ROOM))
+    ann.stop_reading()
+    ann.call("zSubscribe", {**ROOM, "since": {"epoch": epoch, "offset": 0}})
+    left = ann.call("zUnsubscribe", ROOM)
+    ann.read_again()
+    assert left.called
+    server.bifrost.topics.publish("room:1", "hi")
+    server.settle()
+    assert ann.messages == [] and server.bifrost.topics.hub.subscriptions == 0
+
+
+@pytest.mark.parametrize("way", ["raises", "fails", "coroutine", "invalid", "no"])
+def test_a_function_that_fails_while_others_wait(way: str):
+    """The command is answered with an error of its own; those before and behind it are answered as if it were not
+    there, however the function fails."""
+    server, rooms = server_with()
+    first = Deferred[Any]()
+    asked: list[int] = []
+
+    async def failing() -> Any:
+        raise ValueError("in a coroutine")
+
+    @rooms.incoming
+    def look(identity: Identity, data: Any, id: str) -> Any:
+        asked.append(data)
+        if data == 1:
+            return first
+        if data == 3:
+            return "three"
+        if way == "raises":
+            raise ValueError("at once")
+        if way == "invalid":
+            raise Invalid("text: too rude", {"text": "too rude"})
+        if way == "coroutine":
+            return failing()
+        if way == "fails":
+            failed = Deferred[Any]()
+            failed.errback(ValueError("later"))
+            return failed
+        return object()
+
+    ann = server.connect(identity=ANN)
+    calls = [ann.call("zPublish", {**ROOM, "data": number}) for number in (1, 2, 3)]
+    assert not any(call.called for call in calls) and asked == [1]
+    first.callback("one")
+    server.settle()
+    assert result(calls[0])["offset"] == 1
+    assert_error(calls[1], "invalid" if way in ("invalid", "no") else "internal")
+    assert result(calls[2])["offset"] == 2
+    assert result(ann.call("zPublish", {**ROOM, "data": 3}))["offset"] == 3
+    assert not server.bifrost.topics.hub.subscribers or not next(
+        iter(server.bifrost.topics.hub.subscribers.values())
+    ).is_busy("room:1")
+
+
+@pytest.mark.parametrize("action", ["subscribe", "publish", "incoming"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_timed_out_has_no_effect(action: str, goes_on: bool):
+    """It neither joins nor publishes, also where the function goes on when it is cancelled, and says yes in the end;
+    what comes behind it is asked for in its turn."""
+    server, rooms = server_with()
+    never: list[Deferred[Any]] = [Deferred(), Deferred()]
+    late: list[Deferred[Any]] = []
+
+    async def ask(*_: Any, id: str) -> Any:
+        if not never:
+            return True
+        try:
+            await never.pop(0)
+        except CancelledError:
+            if not goes_on:
+                raise
+            late.append(Deferred())
+            await late[-1]
+        return True
+
+    if action == "incoming":
+        rooms.incoming(lambda identity, data, id: ask(id=id))
+    else:
+        rooms.allow(action)(lambda identity, id: ask(id=id))
+    ann = server.connect(identity=ANN)
+    command = {**ROOM, "data": 1} if action != "subscribe" else ROOM
+    key = "zSubscribe" if action == "subscribe" else "zPublish"
+    first = ann.call(key, command)
+    server.advance(15)
+    behind = ann.call(key, command)
+    server.advance(16)
+    assert_error(first, "timeout")
+    assert not behind.called
+    server.advance(15)
+    assert_error(behind, "timeout")
+    for deferred in late:
+        deferred.callback(None)
+    server.settle()
+    hub = server.bifrost.topics.hub
+    assert hub.subscriptions == 0 and len(hub) == 0
+    assert server.bifrost.topics.history("room:1").result["messages"] == []
+    assert "error" not in ann.call(key, command).result
+
+
+def test_rights_that_end_while_a_command_waits():
+    """Who may no longer when the program has said yes does not come in: it is judged by the rights of that turn."""
+    rights = Rights()
+    server = MemoryServer(permissions=rights)
+    rooms = server.bifrost.topic("room:{id}", history=10, publish="anybody")
+    slow = Slow()
+    rooms.allow("subscribe")(slow)
+    rooms.incoming(slow)
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    coming, telling = ann.call("zSubscribe", ROOM), bob.call("zPublish", {**ROOM, "data": 1})
+    rights.denied |= {"subscribe", "publish"}
+    server.bifrost.topics.reload()
+    slow.answer(True)
+    slow.answer("one")
+    server.settle()
+    assert_error(coming, "permission_denied")
+    assert_error(telling, "permission_denied")
+    assert server.bifrost.topics.hub.subscriptions == 0
+    assert server.bifrost.topics.history("room:1").result["messages"] == []
+
+
+@pytest.mark.parametrize("end", ["vanish", "timeout", "denied"])
+def test_a_large_answer_that_is_given_up_while_it_waits(end: str):
+    """The room that was kept for it is free again: for the user it is as if it had never been asked for."""
+    rights = Rights()
+    server = MemoryServer(permissions=rights, results_size=4 * 1024 * 1024, stall_timeout=3600.0, ping_interval=3600.0)
+    topics = server.bifrost.topics
+    server.bifrost.topic("room:{id}", history=100, publish="anybody")
+    for number in range(14):
+        topics.publish("room:1", f"{number}" + "x" * 60_000)
+    ann = server.connect(identity=ANN)
+    connection = server.bifrost.clients[0]
+    memory, account = topics.hub._budgets.memory, connection.account
+    memory.take(account, 1_500_000)
+    epoch = topics.history("room:1", limit=1).result["epoch"]
+    call = ann.call("zSubscribe", {**ROOM, "since": {"epoch": epoch, "offset": 0}})
+    call.addErrback(lambda failure: failure.trap(ConnectionError))
+    assert not call.called
+    ann.stop_reading()
+    memory.release(account, 1_500_000)
+    assert not call.called and account.held > 0
+    if end == "vanish":
+        ann.vanish()
+    elif end == "timeout":
+        server.advance(31)
+        ann.read_again()
+    else:
+        rights.denied.add("room:1")
+        ann.read_again()
+    server.settle()
+    assert account.held == 0 and memory.held == 0
+    assert topics.hub.subscriptions == 0 and len(topics.hub) == 0
+
+
+def test_a_program_that_publishes_and_reads_its_kinds_anew_in_one_turn():
+    """What was published before leaves as it was numbered before, and before the new numbering is told."""
+    server, rooms = server_with()
+    ann = server.connect(identity=ANN)
+    first = result(ann.call("zSubscribe", ROOM))
+    topics = server.bifrost.topics
+    topics.publish("room:1", "before")
+    topics.kinds.generation += 1
+    topics.hub.judge(topics._goes_on)
+    topics.publish("room:1", "behind")
+    server.settle()
+    before, event, behind = ann.messages
+    assert (before["data"], before["offset"]) == ("before", 1)
+    assert event["event"] == "topic" and event["offset"] == 1 and event["epoch"] != first["epoch"]
+    assert (behind["data"], behind["offset"]) == ("behind", 2)
+
+
+def test_a_slow_client_while_a_kind_is_not_kept(tmp_path: Any):
+    """What was published meanwhile has no number, and it has not had it: it is told that there is a hole, though the
+    numbers of then and of now fit together."""
+    file = tmp_path / "topics.yaml"
+    kept, unkept = "'room:{id}': {history: 10, publish: anybody}", "'room:{id}': {publish: anybody}"
+    server = MemoryServer(stall_timeout=3600.0, ping_interval=3600.0)
+    topics = server.bifrost.topics
+    file.write_text(kept)
+    topics.read_file(file)
+    ann = server.connect(identity=ANN)
+    result(ann.call("zSubscribe", ROOM))
+    topics.publish("room:1", 1)
+    server.settle()
+    ann.stop_reading()
+    topics.publish("room:1", 2)
+    server.settle()
+    for text, data in ((unkept, "lost"), (kept, 3)):
+        file.write_text(text)
+        topics.reload()
+        topics.publish("room:1", data)
+        server.settle()
+    ann.read_again()
+    topics.publish("room:1", 4)
+    server.settle()
+    told = [message.get("data", message.get("recovered")) for message in ann.messages]
+    assert told[0] == 1 and told[-1] == 4
+    assert False in told[1:-1]
+    offset = None
+    for message in ann.messages:
+        if message["event"] == "topic":
+            offset = message["offset"] if "offset" in message else None
+        else:
+            assert offset is None or message["offset"] == offset + 1
+            offset = message.get("offset")
+
+
+def test_a_kind_that_is_declared_while_the_server_runs():
+    """Its topics are what it says from then on; no message has a number that is none."""
+    server, _ = server_with()
+    ann = server.connect(identity=ANN)
+    topics = server.bifrost.topics
+    first = result(ann.call("zSubscribe", {"topic": "room:vip"}))
+    topics.publish("room:vip", 1)
+    server.settle()
+    server.bifrost.topic("room:vip", publish="anybody")
+    topics.publish("room:vip", 2)
+    server.settle()
+    message, event, other = ann.messages
+    assert message["offset"] == 1
+    assert event == {"event": "topic", "topic": "room:vip", "recovered": False, "reason": "not_kept"}
+    assert other == {"event": "message", "topic": "room:vip", "data": 2}
+    again = result(ann.call("zSubscribe", {"topic": "room:vip", "since": {"epoch": first["epoch"], "offset": 1}}))
+    assert again == {"topic": "room:vip", "recovered": False, "reason": "not_kept"}
