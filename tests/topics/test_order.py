@@ -315,3 +315,24 @@ def test_a_kind_that_is_declared_while_the_server_runs():
     assert other == {"event": "message", "topic": "room:vip", "data": 2}
     again = result(ann.call("zSubscribe", {"topic": "room:vip", "since": {"epoch": first["epoch"], "offset": 1}}))
     assert again == {"topic": "room:vip", "recovered": False, "reason": "not_kept"}
+
+
+def test_very_many_topics_whose_kind_changes(tmp_path: Any):
+    """Judging them takes several turns. What is published, or subscribed to, in between is of the kind of now."""
+    file = tmp_path / "topics.yaml"
+    server = MemoryServer(topics_per_client=10_000)
+    topics = server.bifrost.topics
+    file.write_text("'room:{id}': {history: 10, publish: anybody}")
+    topics.read_file(file)
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    for number in range(2000):
+        ann.call("zSubscribe", {"topic": f"room:{number}"})
+    file.write_text("'room:{id}': {publish: anybody}")
+    topics.reload()
+    topics.publish("room:1999", "hi")
+    late = bob.call("zSubscribe", {"topic": "room:1998", "last": 1})
+    assert result(late) == {"topic": "room:1998"}
+    server.settle()
+    assert {message["event"] for message in ann.messages} == {"topic", "message"}
+    assert len(ann.messages) == 2001 and all("offset" not in message for message in ann.messages)
+    assert [message["event"] for message in ann.messages if message["topic"] == "room:1999"] == ["topic", "message"]

@@ -314,6 +314,8 @@ class Hub:
             topic = self._topics[name] = Topic(name, found, self.kinds.generation)
             topic.listening = []
             self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
+        else:
+            self.renew(name)
         topic.holders += 1
         return topic
 
@@ -553,6 +555,12 @@ class Hub:
                 self.end(subscription, "kind_gone")
             elif not may(subscriber, subscription, found):
                 self.end(subscription, "permission_denied")
+
+    def renew(self, name: str) -> None:
+        """Take over what the kind of a topic is now, which may not have had its turn yet."""
+        topic = self._topics.get(name)
+        if topic is not None and topic.generation != self.kinds.generation:
+            self._renew(topic)
 
     def _renew(self, topic: Topic) -> None:
         """Take over what the kind of a topic is now."""

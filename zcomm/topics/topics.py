@@ -272,6 +272,8 @@ class Topics:
             fragment = b'"key":' + write_json(key) + b"," + fragment
             digest = digest_of(topic, asked)
         kept = Kept(kind.history, kind.keep) if kind.history else None
+        if self.kinds.generation:
+            self.hub.renew(topic)
         sent = self.engine.publish(topic, kept, fragment, author, origin, key, digest, teller)
         return sent.addCallback(self._position) if self.kinds.generation else sent
 
