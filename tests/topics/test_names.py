@@ -122,7 +122,7 @@ def test_some_names_of_users(user: str, part: str | None):
     assert user_part(user) == part
 
 
-@examples(300)
+@examples(150)
 @given(patterns(), st.data())
 def test_what_fits(text: str, data: st.DataObject):
     """A pattern fits as the regular expression does in which a parameter is one or more characters other than a colon,
@@ -137,7 +137,7 @@ def test_what_fits(text: str, data: st.DataObject):
         assert pattern.name(values) == name
 
 
-@examples(300)
+@examples(60)
 @given(st.lists(patterns(), min_size=2, max_size=5), st.randoms())
 def test_ranks(texts: list[str], random):
     """Sorted by rank the order is the same in whatever order they were declared; a text without parameter stands before

@@ -118,10 +118,8 @@ class Hub:
 
     def known(self, told: Position) -> Position | None:
         """A position that a client tells as the engine knows it; ``None`` for one of a numbering that is over."""
-        epoch, _, generation = told.epoch.partition("-")
-        if generation != (f"{self.kinds.generation:x}" if self.kinds.generation else ""):
-            return None
-        return Position(epoch, told.offset)
+        known = Position(told.epoch.partition("-")[0], told.offset)
+        return known if known.epoch and self.told(known) == told else None
 
     def resume(self, topic: str, since: Position) -> Deferred[Slice]:
         """All messages after ``since``, as clients know positions."""

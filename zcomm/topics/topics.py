@@ -463,8 +463,8 @@ class Topics:
 
 
 def answer_of(result: Any) -> Any:
-    """What a function of the program has returned, or a Deferred of it. To cancel that is its end, whatever the
-    function makes of being cancelled: a command that has timed out has no effect any more."""
+    """The answer of a function of the program, or a Deferred of it. To cancel that is its end, whatever the function
+    makes of being cancelled: a command that has timed out has no effect any more."""
     answer = awaited(result)
     if not isinstance(answer, Deferred):
         return answer
