@@ -138,11 +138,20 @@ describe('for await', () => {
     assert.deepEqual(await left.return(), end);
     assert.deepEqual(await waiting, end);
     const next = room[Symbol.asyncIterator]();
+    assert.deepEqual([await left.next(), await left.return()], [end, end]);
     server.publish('room:1', 1);
     await settle();
-    assert.deepEqual([await left.next(), await left.return()], [end, end]);
-    assert.equal((await next.next()).value.data, 1);
-    await next.return();
+    assert.equal(watch(next.next()).state, 'pending');
+    await settle();
+    server.publish('room:1', 2);
+    await settle();
+    assert.equal((await next.next()).value.data, 2);
+    // One that was too slow has ended, and what follows is for the next.
+    for (let n = 0; n < 1002; n += 1) server.publish('room:1', n);
+    await settle();
+    const after = watch(room[Symbol.asyncIterator]().next());
+    await settle();
+    assert.equal(after.value.value.data, 1001);
   });
 
   it('may be left, by one of several', async () => {
