@@ -137,15 +137,25 @@ class Calls:
         try:
             length = self._judge(bifrost, head, is_local, local_address)
         except _Refused as refused:
-            return succeed(_Refusal(refused, _length(head)))
+            in_chunks = b"transfer-encoding" in head.headers
+            return succeed(_Refusal(refused, LINGER_BYTES if in_chunks else _length(head)))
         admission = bifrost.factory.admission
+
+        def admit(identity: Identity) -> Sender:
+            try:
+                # The list of origins may be another one by now.
+                _check_page(bifrost, head, is_local, local_address)
+                self._check_user(bifrost, identity, peer)
+            except _Refused as refused:
+                bifrost.factory.not_admitted(identity)
+                return _Refusal(refused, length)
+            return _Call(bifrost.factory, identity, head, length, *self._memory_of(bifrost, identity, peer))
+
         if admission.checker is None:
-            return succeed(self._admitted(ANONYMOUS, bifrost, head, peer, length))
+            return succeed(admit(ANONYMOUS))
         # In the header alone: addresses are kept in logs and histories.
         identified = admission.identify(bearer_tokens(head._replace(query="")), peer)
-        # The list of origins may be another one by then.
-        identified.addCallback(self._admitted, bifrost, head, peer, length, is_local, local_address)
-        return identified.addErrback(self._not_admitted, bifrost, head, peer, length)
+        return identified.addCallbacks(admit, self._not_admitted, errbackArgs=(bifrost, head, peer, length))
 
     def _judge(self, bifrost: zBifrost, head: Head, is_local: bool, local_address: str) -> int:
         """The length of the body of a request that may be made from where it comes.
@@ -169,38 +179,30 @@ class Calls:
             raise _Refused(413, BadMessage(f"The body has {length} bytes; at most {largest} are read"))
         return length
 
-    def _admitted(
-        self,
-        identity: Identity,
-        bifrost: zBifrost,
-        head: Head,
-        peer: str,
-        length: int,
-        is_local: bool = True,
-        local_address: str = "",
-    ) -> Sender:
+    def _check_user(self, bifrost: zBifrost, identity: Identity, peer: str) -> None:
+        """Let a user have one call more.
+
+        :raises _Refused: where it has as many as it may have.
+        """
         factory = bifrost.factory
         try:
-            if identity is not ANONYMOUS:
-                _check_page(bifrost, head, is_local, local_address)
-            try:
-                factory.check_user_limit(identity, peer)
-            except HandshakeRefused as refused:
-                raise _Refused(429, TooBusy(refused.reason), _after(1)) from None
-            if factory.is_full_for(None) or factory.is_full_for(identity):
-                raise _Refused(503, Unavailable("Every connection is taken"), _after(5))
-            if not self._rate_of(bifrost, identity, peer).spend(1):
-                raise _Refused(429, TooBusy("Too many requests; try again in 1 s"), _after(1))
-        except _Refused as no:
-            factory.not_admitted(identity)
-            return _Refusal(no, length)
+            factory.check_user_limit(identity, peer)
+        except HandshakeRefused as refused:
+            raise _Refused(429, TooBusy(refused.reason), _after(1)) from None
+        if factory.is_full_for(identity):
+            raise _Refused(503, Unavailable("Every connection is taken"), _after(5))
+        if not self._rate_of(bifrost, identity, peer).spend(1):
+            raise _Refused(429, TooBusy("Too many requests; try again in 1 s"), _after(1))
+
+    def _memory_of(self, bifrost: zBifrost, identity: Identity, peer: str) -> tuple[Memory, _Bodies]:
+        """The memory for bodies, and what of it is the user's."""
         if self._bodies is None:
-            self._bodies = Memory(factory.limits.results_size)
+            self._bodies = Memory(bifrost.factory.limits.results_size)
         user = user_of(identity, peer)
         sender = self._senders.get(user)
         if sender is None:
             sender = self._senders[user] = _Bodies()
-        return _Call(factory, identity, head, length, self._bodies, sender)
+        return self._bodies, sender
 
     def _rate_of(self, bifrost: zBifrost, identity: Identity, peer: str) -> TokenBucket:
         """The rate of a user, which is that of one connection: each request is one of its own."""
