@@ -69,6 +69,11 @@ def test_example_chat(tmp_path: Path) -> None:
     run_in_chromium("example-chat.test.mjs", tmp_path)
 
 
+def test_example_kanban(tmp_path: Path) -> None:
+    """examples/kanban: two people and a program, a guest, one who comes late, a lost connection, much at once."""
+    run_in_chromium("example-kanban.test.mjs", tmp_path)
+
+
 def test_foreign_pages(tmp_path: Path) -> None:
     """What a stranger's page can send runs no command over HTTP, without authentication too; the server's own does."""
     run_in_chromium("foreign.test.mjs", tmp_path)
