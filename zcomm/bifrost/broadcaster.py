@@ -184,10 +184,12 @@ def _heard(judges: list[Audience | Parts], identity: Identity, permissions: Perm
     """Those of the messages that ``identity`` hears."""
     heard: list[_Heard] = []
     for place, judge in enumerate(judges):
-        if judge is EVERYBODY:
+        if isinstance(judge, Parts):
+            part = judge.of(identity, permissions)
+            if part is not None:
+                heard.append(place if part is WHOLE else (place, part))
+        elif judge is EVERYBODY or judge.admits(identity, permissions):
             heard.append(place)
-        elif (part := _part(judge, identity, permissions)) is not None:
-            heard.append(place if part is WHOLE else (place, part))
     return tuple(heard)
 
 

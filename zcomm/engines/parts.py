@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from zcomm.interfaces import Broadcast, Identity, Permissions, field_rights
+from zcomm.interfaces import Broadcast, Identity, Permissions, Rows, field_rights
 
 __all__ = ["MANY", "WHOLE", "Part", "Parts"]
 
@@ -71,23 +71,23 @@ class Parts:
         return self.of(identity, permissions) is not None
 
     def of(self, identity: Identity, permissions: Permissions) -> Part | None:
-        """The part that ``identity`` hears; ``None`` where it hears nothing. ``permissions`` are asked once."""
-        if identity in self._known:
-            return self._known[identity]
-        self._known[identity] = part = self._of(identity, permissions)
-        return part
-
-    def _of(self, identity: Identity, permissions: Permissions) -> Part | None:
+        """The part that ``identity`` hears; ``None`` where it hears nothing. ``permissions`` are asked once for several
+        rows."""
         message, audience = self._message, self._message.audience
-        rows = audience.rows
-        if rows is None:
+        if audience.rows is None:
             if not audience.admits(identity, permissions):
                 return None
             hidden = field_rights(permissions, identity, audience.name).hide
             return Part(None, hidden) if hidden and not message.is_notice else WHOLE
-        if not permissions.allows(identity, "read", "model", audience.name):
+        if identity in self._known:
+            return self._known[identity]
+        self._known[identity] = part = self._of(audience.name, audience.rows, identity, permissions)
+        return part
+
+    def _of(self, model: str, rows: Rows, identity: Identity, permissions: Permissions) -> Part | None:
+        if not permissions.allows(identity, "read", "model", model):
             return None
-        granted = permissions.rows(identity, audience.name)
+        granted = permissions.rows(identity, model)
         places = None
         if granted:
             if not rows.knows(granted):
@@ -101,7 +101,7 @@ class Parts:
                 return None
             if len(reached) < len(rows.values):
                 places = tuple(reached)
-        hidden = field_rights(permissions, identity, audience.name).hide
+        hidden = field_rights(permissions, identity, model).hide
         if hidden:
             if not hidden.isdisjoint(rows.key):
                 return MANY
