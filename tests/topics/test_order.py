@@ -336,3 +336,17 @@ def test_very_many_topics_whose_kind_changes(tmp_path: Any):
     assert {message["event"] for message in ann.messages} == {"topic", "message"}
     assert len(ann.messages) == 2001 and all("offset" not in message for message in ann.messages)
     assert [message["event"] for message in ann.messages if message["topic"] == "room:1999"] == ["topic", "message"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+def test_a_large_answer_that_need_not_wait(count: int):
+    """It is sent like any other, and nothing is held for it once it is taken."""
+    server, _ = server_with()
+    topics = server.bifrost.topics
+    for _ in range(count):
+        topics.publish("room:1", "x" * 63_000)
+    ann = server.connect(identity=ANN)
+    told = result(ann.call("zSubscribe", {**ROOM, "last": 100}))
+    again = result(ann.call("zSubscribe", {**ROOM, "since": {"epoch": told["epoch"], "offset": 0}}))
+    assert len(told["messages"]) == len(again["messages"]) == count and again["recovered"] is True
+    assert topics.hub._budgets.memory.held == 0

@@ -199,7 +199,9 @@ class Hub:
         :param judge: says of which kind the topic is; raises where the client may not subscribe to it, now.
         :returns: the result, or a Deferred of it; it has to be sent in the turn in which it is there.
         """
-        return driven(self._subscribing(subscriber, asked, found, judge))
+        result = driven(self._subscribing(subscriber, asked, found, judge))
+        # What is written already is taken of a Deferred only.
+        return succeed(result) if isinstance(result, Written) else result
 
     def _subscribing(
         self, subscriber: Subscriber, asked: Subscribe, found: Found, judge: Callable[[], Found]
