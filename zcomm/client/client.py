@@ -443,13 +443,11 @@ class Client:
             self._calls.settle(message)
         elif isinstance(message, dict) and message.get("event") in _EVENTS:
             self._event(message["event"], message)
-        elif is_event(message):
-            self._topics.heard(message)
         elif isinstance(message, dict) and _is_error(message):
             # The answer to something that was no message at all.
             self._log.warn("the server said: {reason}", reason=str(message["error"])[:200])
             self._listeners.emit("error", command_error(message))
-        else:
+        elif not (is_event(message) and self._topics.heard(message)):
             self._listeners.emit("broadcast", message)
 
     def _event(self, event: str, message: dict[str, Any]) -> None:

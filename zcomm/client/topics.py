@@ -27,6 +27,8 @@ __all__ = ["History", "Messages", "Position", "Presence", "Published", "Topic", 
 #: The server's events of topics, and what listeners hear of.
 _EVENTS = frozenset(("message", "presence", "subscribed", "topic", "unsubscribed"))
 HEARD = ("message", "continuity", "presence", "subscribed", "unsubscribed")
+#: Seconds that are left for what has had to wait for its turn.
+SHORTEST = 0.01
 #: Bytes of chance in the key of a publish.
 KEY_BYTES = 16
 
@@ -83,6 +85,7 @@ class Topic:
         self._ended: dict[str, Any] | None = None
         #: Subscribing and unsubscribing take turns.
         self._turns = DeferredLock()
+        self._joining: list[Deferred[Subscribed]] = []
         self._is_resuming = self._is_asking_members = False
         self._retry: IDelayedCall | None = None
         self._retries = 0
@@ -128,11 +131,24 @@ class Topic:
     def subscribe(self, *, timeout: float | None = None) -> Deferred[Subscribed]:
         """A Deferred of where the subscription begins. Listeners hear of what the server has kept, where ``last`` was
         asked for, before it fires."""
-        return self._in_turn(self._join, self._topics.seconds(timeout))
+        joining: Deferred[Subscribed] = self._in_turn(self._join, self._topics.seconds(timeout))
+        if not joining.called:
+            self._joining.append(joining)
+            joining.addBoth(self._joined, joining)
+        return joining
+
+    def _joined(self, result: Any, joining: Deferred[Subscribed]) -> Any:
+        self._joining.remove(joining)
+        return result
 
     def unsubscribe(self, *, timeout: float | None = None) -> Deferred[None]:
-        """A Deferred that fires when nothing comes any more."""
-        return self._in_turn(self._leave, self._topics.seconds(timeout))
+        """A Deferred that fires when nothing comes any more. A ``subscribe()`` that waits for a connection is
+        cancelled."""
+        seconds = self._topics.seconds(timeout)
+        if not self._topics.is_connected():
+            for joining in list(self._joining):
+                joining.cancel()
+        return self._in_turn(self._leave, seconds)
 
     def publish(
         self, data: Any, *, idempotency_key: str | None = None, timeout: float | None = None
@@ -184,7 +200,17 @@ class Topic:
     # -- in their turn
 
     def _in_turn(self, step: Callable[[float], Coroutine[Any, Any, Any]], timeout: float) -> Deferred[Any]:
-        return self._turns.run(lambda: Deferred.fromCoroutine(step(timeout)))
+        return Deferred.fromCoroutine(self._take_turn(step, timeout))
+
+    async def _take_turn(self, step: Callable[[float], Coroutine[Any, Any, Any]], timeout: float) -> Any:
+        clock = self._topics.clock
+        until = clock.seconds() + timeout
+        late = CommandTimeout(f"No answer within {timeout:g} s")
+        await self._turns.acquire().addTimeout(timeout, clock, lambda *_: Failure(late))
+        try:
+            return await step(max(until - clock.seconds(), SHORTEST))
+        finally:
+            self._turns.release()
 
     @property
     def _is_held(self) -> bool:
@@ -305,7 +331,7 @@ class Topic:
         """Begin again what has to, as soon as nothing else is under way."""
         if self._needs_resuming() and not self._is_resuming and self._retry is None:
             self._is_resuming = True
-            self._in_turn(self._resumed, 0).addErrback(
+            self._turns.run(lambda: Deferred.fromCoroutine(self._resumed())).addErrback(
                 lambda failure: self._log.failure("{topic} could not go on", failure, topic=self)
             )
 
@@ -315,7 +341,7 @@ class Topic:
             subscription.must_ask or (self._is_wanted and not subscription.is_subscribed)
         )
 
-    async def _resumed(self, _: float) -> None:
+    async def _resumed(self) -> None:
         try:
             if self._needs_resuming():
                 await self._ask(lambda: self._topics.call("zSubscribe", self._subscription.ask()), False)
@@ -638,14 +664,17 @@ class Topics:
         else:
             self._held.pop(topic.name, None)
 
-    def heard(self, event: dict[str, Any]) -> None:
-        """An event of the server about a topic. One that the program does not know is nobody's."""
+    def heard(self, event: dict[str, Any]) -> bool:
+        """An event of the server about a topic; whether the program knows that topic."""
         topic = self._topic_of(event)
-        if topic is not None:
-            try:
-                topic.heard(event)
-            except ValueError as error:
-                self._log.warn("the server's event {event} is none: {reason}", event=event["event"], reason=str(error))
+        if topic is None:
+            return False
+        try:
+            topic.heard(event)
+        except ValueError as error:
+            # What a program broadcasts in such a form may be no such event.
+            self._log.warn("the server's event {event} is none: {reason}", event=event["event"], reason=str(error))
+        return True
 
     def came_back(self) -> None:
         """Subscribe anew, before anything else is sent."""

@@ -196,9 +196,7 @@ class MemoryClient:
         if call is not None:
             call.callback(message)
             return
-        if is_event(message):
-            self._topics.heard(message)
-        if not is_event(message) or message["topic"] not in self._known:
+        if not (is_event(message) and self._topics.heard(message) and message["topic"] in self._known):
             self.messages.append(message)
 
     def _ended(self, how: Closed) -> None:
