@@ -13,7 +13,7 @@ from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import is_loopback
-from zcomm.testing.link import Closed
+from zcomm.testing.link import Closed, Link
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
@@ -26,13 +26,14 @@ class MemoryChannel(metaclass=HookRefusing):
 
     :param server: the :class:`~zcomm.testing.MemoryServer`.
     :param client: the :class:`~zcomm.testing.MemoryClient` at the other end.
+    :param incoming: the way to it.
     :ivar reading: whether the client takes what it is sent.
     :ivar responsive: whether it answers pings.
     :ivar queued: bytes that wait for it.
     :ivar drop_reason: why the server ended the connection, for the counters.
     """
 
-    def __init__(self, server: Any, client: Any, peer: str):
+    def __init__(self, server: Any, client: Any, peer: str, incoming: Link):
         self.peer = peer
         self.is_local = is_loopback(peer)
         self.local_address = "127.0.0.1"
@@ -46,6 +47,7 @@ class MemoryChannel(metaclass=HookRefusing):
         self._server = server
         self._factory: Any = server.bifrost.factory
         self._client = client
+        self._incoming = incoming
         self._handshake: HandshakeSession | None = None
         self._session: Session | None = None
         self._connection: Connection | None = None
@@ -201,7 +203,7 @@ class MemoryChannel(metaclass=HookRefusing):
         size = len(payload)
         if self.reading:
             self._taken += size
-            self._client.incoming.carry(payload)
+            self._incoming.carry(payload)
         elif not is_owed and (ending := session.may_wait(self.queued - self._owed, size)) is not None:
             self.obey(ending)
         else:
@@ -249,7 +251,7 @@ class MemoryChannel(metaclass=HookRefusing):
         self._taken += self.queued
         self._nothing_waits()
         for payload in waiting:
-            self._client.incoming.carry(payload)
+            self._incoming.carry(payload)
         if self._connection is not None:
             self._connection.drained()
         self._read_on()
@@ -293,7 +295,7 @@ class MemoryChannel(metaclass=HookRefusing):
         if at_once:
             self._nothing_waits()
         if at_once or self.reading:
-            self._client.incoming.carry(goodbye)
+            self._incoming.carry(goodbye)
         else:
             # Behind what it has not taken yet.
             self._waiting.append(goodbye)
@@ -321,7 +323,7 @@ class MemoryChannel(metaclass=HookRefusing):
 
     def _hang_up(self, seen: Closed) -> None:
         self.left()
-        self._client.incoming.end(lambda: self._client._ended(seen))
+        self._incoming.end(lambda: self._client._ended(seen, self))
 
     def left(self) -> None:
         """Forget the client, which is gone."""

@@ -56,8 +56,8 @@ class MemoryClient:
 
     def _open(self) -> None:
         self.closed, self._is_cut = None, False
-        self._channel = channel = MemoryChannel(self._server, self, self._peer)
         self.incoming = Link(self._server.clock, self._received)
+        self._channel = channel = MemoryChannel(self._server, self, self._peer, self.incoming)
         self.outgoing = Link(self._server.clock, channel.receive)
         self._arrive(self)
         self._server.settle()
@@ -199,8 +199,9 @@ class MemoryClient:
         if not (is_event(message) and self._topics.heard(message) and message["topic"] in self._known):
             self.messages.append(message)
 
-    def _ended(self, how: Closed) -> None:
-        if self.closed is not None:
+    def _ended(self, how: Closed, channel: MemoryChannel | None = None) -> None:
+        if self.closed is not None or channel not in (None, self._channel):
+            # The server may notice the end of a connection when there is another one already.
             return
         self.closed = how
         if self._state == "connected":
