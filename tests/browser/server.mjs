@@ -14,21 +14,31 @@ export class Server {
   log = '';
   #child = null;
   #options;
+  #command = null;
 
   constructor(...options) {
     this.#options = options;
   }
 
+  /** A program with a server of its own, which takes its port from the environment and its options from nobody. */
+  static of(command) {
+    const server = new Server();
+    server.#command = command;
+    return server;
+  }
+
+  get pid() {
+    return this.#child?.pid;
+  }
+
   /** Start and wait until it listens; the second time on the port of the first. */
   async start() {
-    const child = spawn(
-      given.twistd[0],
-      [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files, ...this.#options],
-      {
-        env: given.environ,
-        stdio: ['ignore', 'pipe', 'pipe'],
-      },
-    );
+    const options = ['--port', String(this.port), '--files', given.files, ...this.#options];
+    const [program, ...words] = this.#command ?? [...given.twistd, ...options];
+    const child = spawn(program, words, {
+      env: this.#command === null ? given.environ : { ...given.environ, WEBSOCKET_PORT: String(this.port) },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     this.#child = child;
     child.ended = once(child, 'exit');
     let heard = '';

@@ -74,6 +74,11 @@ def test_example_kanban(tmp_path: Path) -> None:
     run_in_chromium("example-kanban.test.mjs", tmp_path)
 
 
+def test_example_dashboard(tmp_path: Path) -> None:
+    """examples/dashboard: a hundred values a second, two hundred viewers of some each, late ones, a lost connection."""
+    run_in_chromium("example-dashboard.test.mjs", tmp_path)
+
+
 def test_foreign_pages(tmp_path: Path) -> None:
     """What a stranger's page can send runs no command over HTTP, without authentication too; the server's own does."""
     run_in_chromium("foreign.test.mjs", tmp_path)

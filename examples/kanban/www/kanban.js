@@ -264,7 +264,9 @@ function show() {
     }),
   );
   $('board').value = board ?? '';
-  $('columns').hidden = board === undefined;
+  $('columns').hidden = $('board').hidden = board === undefined;
+  $('empty').hidden = board !== undefined;
+  document.querySelector('footer').hidden = board === undefined || !mayWrite;
   const placed = NAMES.map((name) => inColumn(name).map(itemOf));
   NAMES.forEach((name, n) => {
     arrange($(`cards-${name}`), placed[n]);
