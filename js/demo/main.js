@@ -1,4 +1,5 @@
 /** The demo page: what a program does with zBifrost.js, shown part by part. Each part is a file beside this one. */
+import { enter } from './chat.js';
 import { offerExamples } from './commands.js';
 import { answerWith, client, measure, on, start } from './connection.js';
 import { describe } from './description.js';
@@ -13,6 +14,7 @@ on('open', async () => {
   const opened = client;
   await describe();
   if (client !== opened || !client.connected) return;
+  enter();
   offerModels();
   offerExamples();
   await loadRows();

@@ -96,3 +96,8 @@ def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
         connection.executemany('INSERT INTO "Snow" VALUES (?, ?)', rows)
     connection.close()
     run_in_chromium("contact.test.mjs", tmp_path, nginx=nginx, port=free_port, database=str(database))
+
+
+def test_chat_of_the_demo_page(tmp_path: Path) -> None:
+    """Who is there, who types, what was missed, what is gone after a restart, and what the server refuses."""
+    run_in_chromium("chat.test.mjs", tmp_path)

@@ -15,6 +15,7 @@ __all__ = ["ASSETS", "asset", "client_directory"]
 
 _SCRIPT = "text/javascript"
 _DEMO_SCRIPTS = (
+    "chat",
     "commands",
     "condition",
     "connection",
@@ -25,9 +26,11 @@ _DEMO_SCRIPTS = (
     "fields",
     "health",
     "main",
+    "people",
     "prompts",
     "record",
     "rows",
+    "said",
     "table",
     "values",
     "visitor",
