@@ -104,7 +104,7 @@ const named = (error) => `${words(error)} (${error.code})`;
 function ended(reason, error) {
   const about = ENDED[reason] ?? (error ? words(error) : 'You are not in this chat any more.');
   leave();
-  refusal = `${about} (${reason})`;
+  refusal = `${about.replace(/\.$/, '')} (${reason}).`;
   show();
 }
 

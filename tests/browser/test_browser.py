@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from support.docs_blocks import block, runs
 from support.serverprocess import CHECKOUT, clean_environ, scripts, twistd_command
 
 #: Seconds for the whole run; it takes less than one minute on an idle machine.
@@ -101,3 +102,17 @@ def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
 def test_chat_of_the_demo_page(tmp_path: Path) -> None:
     """Who is there, who types, what was missed, what is gone after a restart, and what the server refuses."""
     run_in_chromium("chat.test.mjs", tmp_path)
+
+
+@runs("readme-chat", "readme-chat-run", "quickstart-chat", "quickstart-chat-run")
+def test_chat_of_the_docs(tmp_path: Path) -> None:
+    """Served as the pages say, two tabs that came by links see each other's messages, before and after a restart."""
+    pages = []
+    for name in ("readme-chat", "quickstart-chat"):
+        command = block(f"{name}-run").text.removeprefix(".venv/bin/").split()
+        assert command == ["twistd", "-n", "zcomm", "--www", "pages"]
+        directory = tmp_path / name / "pages"
+        directory.mkdir(parents=True)
+        (directory / "index.html").write_text(block(name).text, "utf-8")
+        pages.append({"name": name, "options": ["--www", str(directory)]})
+    run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages)
