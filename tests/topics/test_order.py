@@ -350,3 +350,31 @@ def test_a_large_answer_that_need_not_wait(count: int):
     again = result(ann.call("zSubscribe", {**ROOM, "since": {"epoch": told["epoch"], "offset": 0}}))
     assert len(told["messages"]) == len(again["messages"]) == count and again["recovered"] is True
     assert topics.hub._budgets.memory.held == 0
+
+
+def test_replies_come_in_the_order_of_the_commands():
+    """Also those that had to wait for one before: a client takes the last one for how things stand."""
+    server, rooms = server_with()
+    slow = Slow()
+    rooms.allow("subscribe")(slow)
+    ann = server.connect(identity=ANN)
+    for number, key in enumerate(("zSubscribe", "zUnsubscribe", "zSubscribe", "zUnsubscribe", "zUnsubscribe")):
+        ann.send({"zKey": key, "zHorizontal": ROOM, "_requestId": number})
+    for _ in range(2):
+        slow.answer(True)
+        server.settle()
+    assert [message["_requestId"] for message in ann.messages] == [0, 1, 2, 3, 4]
+    assert server.bifrost.topics.hub.subscriptions == 0
+    ann.messages.clear()
+    ann.send({"zKey": "zSubscribe", "zHorizontal": ROOM, "_requestId": 5})
+    slow.answer(True)
+    server.settle()
+    ann.stop_reading()
+    slow.asked.clear()
+    for number in (6, 7):
+        ann.send({"zKey": "zSubscribe", "zHorizontal": {**ROOM, "last": number}, "_requestId": number})
+    slow.answer(True)
+    ann.read_again()
+    slow.answer(True)
+    server.settle()
+    assert [message["_requestId"] for message in ann.messages] == [5, 6, 7]

@@ -48,17 +48,22 @@ class Recording(MemoryEngine):
         #: By topic: from which place on all is still there, until when, and its numbering.
         self.kept_from: dict[str, int] = {}
         self.expires: dict[str, float] = {}
+        self.keys: set[tuple[str | None, str]] = set()
 
     def publish(self, topic: str, kept: Kept | None, fragment: bytes, *args: Any, **kwargs: Any) -> Any:
+        author, _, key, *_ = args
+        if key is not None:
+            if (author, key) in self.keys:
+                # It is a repetition.
+                return super().publish(topic, kept, fragment, *args, **kwargs)
+            self.keys.add((author, key))
         told = json.loads(b"{" + fragment + b"}")["data"]
         said = self.said.setdefault(topic, [])
-        before = self.histories.position(topic)
         sent = super().publish(topic, kept, fragment, *args, **kwargs)
         position = sent.result
         if kept is None:
             said.append((None, told))
-        elif position.offset == before.offset + 1:
-            # It is no repetition.
+        else:
             self.lapse(topic)
             said.append((position, told))
             self.expires[topic] = self.now() + kept.seconds

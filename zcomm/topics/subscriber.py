@@ -92,12 +92,14 @@ class Subscriber:
         if lanes is None or topic not in lanes:
             result = run()
             # One that has fired may wait all the same, for another that a callback returned.
-            if isinstance(result, Deferred) and (not result.called or result.paused):
-                if lanes is None:
-                    lanes = self._lanes = {}
-                lanes[topic] = deque()
-                result.addBoth(self._next, topic)
-            return result
+            if not isinstance(result, Deferred) or (result.called and not result.paused):
+                return result
+            if lanes is None:
+                lanes = self._lanes = {}
+            lanes[topic] = deque()
+            outcome: Deferred[Any] = Deferred(lambda _: result.cancel())
+            result.addBoth(self._over, outcome, topic)
+            return outcome
         begun: list[Deferred[Any]] = []
 
         def cancel(_: Deferred[Any]) -> None:
@@ -106,29 +108,28 @@ class Subscriber:
 
         waiting: Deferred[Any] = Deferred(cancel)
 
-        def begin() -> Deferred[Any]:
+        def begin() -> None:
             running = _deferred(run)
             begun.append(running)
-            running.addBoth(self._next, topic)
-            running.addBoth(lambda result: None if waiting.called else waiting.callback(result))
-            return running
+            running.addBoth(self._over, waiting, topic)
 
         lanes[topic].append((waiting, begin))
         return waiting
 
-    def _next(self, result: Any, topic: str) -> Any:
-        """Go on with what waited for a command on ``topic``."""
+    def _over(self, result: Any, outcome: Deferred[Any], topic: str) -> None:
+        """Tell what a command has come to, and go on with what waited for it: so replies have the order of commands."""
+        if not outcome.called:
+            outcome.callback(result)
         lanes = self._lanes
         lane = None if lanes is None else lanes.get(topic)
         if lanes is None or lane is None:
-            return result
+            return
         while lane:
             waiting, begin = lane.popleft()
             if not waiting.called:
                 begin()
-                return result
+                return
         del lanes[topic]
-        return result
 
     def when_free(self) -> Deferred[None]:
         """Fires when nothing waits for the client any more that a large reply would have to wait behind."""
