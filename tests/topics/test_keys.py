@@ -62,7 +62,7 @@ def test_topic_and_data_are_told_apart():
 @examples(100)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("kl"), st.floats(0, 80)), max_size=40))
 def test_how_long_a_key_is_known(steps):
-    """Each for four and a half minutes at least and five at most, however they come."""
+    """Each for five minutes at least and five and a half at most, however they come."""
     now = Now()
     keys = Keys(ROOM, now)
     kept: dict[tuple[str, str], float] = {}
@@ -70,8 +70,8 @@ def test_how_long_a_key_is_known(steps):
         now.time += passed
         found = keys.find(author, key, b"d")
         age = now.time - kept.get((author, key), float("-inf"))
-        assert found is not None or age >= KEPT * 0.9 - 1e-6
-        assert found is None or age <= KEPT
+        assert found is not None or age >= KEPT - 1e-6
+        assert found is None or age <= KEPT * 1.1 + 1e-6
         if found is None:
             keys.keep(author, key, b"d", Position("e", number))
             kept[author, key] = now.time
@@ -93,5 +93,5 @@ def test_very_many_users():
     keys = Keys(64 * 1024, Now())
     for number in range(10_000):
         keys.keep(f"user{number}", "k", b"d", None)
-    assert sum(len(part.entries) for part in keys._parts) < 300
+    assert sum(len(part.entries) for part in keys._parts) < 360
     assert keys.find("user9999", "k", b"d") is not None

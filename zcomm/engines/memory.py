@@ -22,7 +22,7 @@ __all__ = ["HISTORY_MEMORY", "MemoryEngine"]
 #: Bytes of kept messages, where nobody says.
 HISTORY_MEMORY = 256 * 1024 * 1024
 #: The part of them that keys take beside.
-KEYS = 8
+KEYS = 4
 
 
 @implementer(IEngine)

@@ -11,13 +11,13 @@ from zcomm.interfaces import Position
 
 __all__ = ["KEPT", "Keys"]
 
-#: Seconds for which a key is known.
+#: Seconds for which a key is known at least; a part of them longer, as its part is forgotten as a whole.
 KEPT = 300.0
 #: They are forgotten in so many parts, the oldest as a whole.
 PARTS = 10
 #: Bytes that a key takes, more or less.
 SIZE = 400
-#: The part of all keys that one user's may be.
+#: The part of all keys that one user's may be where there is no room for more.
 SHARE = 4
 
 #: The digest of what was published, and where it stands.
@@ -47,8 +47,8 @@ class Keys:
 
     def __init__(self, memory: int, seconds: Callable[[], float]):
         self._seconds = seconds
-        #: How many there may be in a part, and of one user.
-        self._room = max(16, memory // SIZE // PARTS)
+        #: How many there may be in a part, and of one user once there are so many.
+        self._room = max(16, memory // SIZE // PARTS // 2)
         self._share = max(4, self._room // SHARE)
         self._parts: deque[_Part] = deque()
 
@@ -65,8 +65,6 @@ class Keys:
         for part in reversed(self._parts):
             entry = part.entries.get(name)
             if entry is not None:
-                if part.begun + KEPT <= now:
-                    return None
                 if entry[0] != digest:
                     raise Conflict(
                         "_idempotencyKey: it was used to publish something else; use a key only for the same again",
@@ -79,13 +77,13 @@ class Keys:
         """Remember what was published under ``key``."""
         now = self._seconds()
         parts = self._parts
-        if not parts or parts[-1].begun + KEPT / PARTS <= now or len(parts[-1].entries) >= self._room:
+        if not parts or parts[-1].begun + KEPT / PARTS <= now or len(parts[-1].entries) >= 2 * self._room:
             parts.append(_Part(now))
             if len(parts) > PARTS + 1:
                 parts.popleft()
         part = parts[-1]
-        if part.by_author[author] >= self._share:
-            # A user of so many keys would let others' be forgotten.
+        if len(part.entries) >= self._room and part.by_author[author] >= self._share:
+            # A user of so many keys would let others' be forgotten before their time.
             return
         part.by_author[author] += 1
         part.entries[author, key] = digest, position
