@@ -167,7 +167,7 @@ def test_an_audience_cannot_be_changed():
         b"null",
         b"[]",
         b'"everybody"',
-        b'{"kind": "topic", "name": "x", "rows": null, "row": null}',
+        b'{"kind": "topik", "name": "x", "rows": null, "row": null}',
         b'{"kind": "Model", "name": "x", "rows": null, "row": null}',
         b'{"kind": "model"}',
         b'{"kind": "model", "name": "", "rows": null, "row": null}',
@@ -226,7 +226,7 @@ def test_any_bytes_are_an_audience_or_refused(payload: bytes):
 
 
 @pytest.mark.parametrize(
-    "parts", [("model",), ("model", ""), ("everybody", "x"), ("topic", "x"), ("", ""), ("page", "/x", {"a": 1})]
+    "parts", [("model",), ("model", ""), ("everybody", "x"), ("topik", "x"), ("", ""), ("page", "/x", {"a": 1})]
 )
 def test_what_a_program_cannot_mean(parts: tuple[Any, ...]):
     """Said where it is written."""

@@ -167,7 +167,9 @@ class TopicCommands:
         return self._read(asked)
 
     def _read(self, asked: History) -> Deferred[dict[str, Any]]:
-        read = self._topics.hub.read(asked.topic, asked.since, asked.before, asked.limit, asked.reverse)
+        read = self._topics.hub.read(
+            asked.topic, asked.since, asked.before, asked.limit, asked.reverse, self._topics.hub.most
+        )
         return read.addCallback(_shown, asked)
 
     # -- zPresence

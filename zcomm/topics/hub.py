@@ -85,6 +85,8 @@ class Hub:
         self.engine = engine
         self.kinds = kinds
         self.limits = limits
+        #: Bytes of the messages of one answer: no more than there is ever room for.
+        self.most = min(MAX_SIZE, limits.results_size // 4)
         self._clock = clock
         self._budgets = budgets
         self._batch = batch
@@ -284,10 +286,15 @@ class Hub:
 
     def _slice(self, asked: Subscribe) -> Deferred[Slice]:
         if asked.since is not None:
-            return self.resume(asked.topic, asked.since)
-        return self.read(asked.topic, None, None, asked.last, True).addCallback(
+            return self.resume(asked.topic, asked.since).addCallback(self._bounded)
+        return self.read(asked.topic, None, None, asked.last, True, self.most).addCallback(
             lambda found: found._replace(messages=list(reversed(found.messages)))
         )
+
+    def _bounded(self, part: Slice) -> Slice:
+        if sum([len(message.fragment) for message in part.messages]) <= self.most:
+            return part
+        return Slice(part.position, reason="too_many")
 
     def _judge(self, subscriber: Subscriber, asked: Subscribe, judge: Callable[[], Found]) -> Found:
         """Whether the client may subscribe, as things are now.
