@@ -137,7 +137,7 @@ def installed(first_run: RunningServer, fresh_checkout: Path) -> Path:
 
 
 def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: tuple[Path, Path]):
-    """Client, types, page and plugin are inside; tests and benchmarks are not."""
+    """Client, types, page and plugin are inside; tests, benchmarks and examples are not."""
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     wanted = {f"zcomm/js/{file}" for file, _ in ASSETS.values()} | {
         "twisted/plugins/zcomm_plugin.py",
@@ -152,9 +152,8 @@ def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: t
     assert wanted - names == set()
     modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "zcomm").rglob("*.py")}
     assert modules - names == set()
-    assert [
-        name for name in names if name.startswith(("tests/", "benchmarks/", "docs/")) or "node_modules" in name
-    ] == []
+    others = ("tests/", "benchmarks/", "docs/", "examples/")
+    assert [name for name in names if name.startswith(others) or "node_modules" in name] == []
     assert [name for name in names if name.startswith("twisted/") and name.endswith("__init__.py")] == []
 
 

@@ -82,6 +82,22 @@ it('shows five minutes to who comes late, at once, and of the chosen halls alone
   assert.deepEqual(new Set(await one.locator('article:visible h2 span').allTextContents()), new Set([' east']));
 });
 
+it('bears it that one cannot make up their mind, and shows the past anew', async () => {
+  const north = one.getByLabel('north');
+  await north.evaluate((box) => {
+    for (let n = 0; n < 7; n += 1) box.click();
+  });
+  await full(one).nth(2 * HALL - 1).waitFor();
+  await north.press('Space');
+  await one.locator('article:visible h2 span', { hasText: 'north' }).first().waitFor({ state: 'detached' });
+  await north.press('Space');
+  await full(one).nth(2 * HALL - 1).waitFor();
+  await one.locator('#rate', { hasText: /^(3[4-9]|4[0-6])$/ }).waitFor();
+  assert.equal(await one.locator('#notice').textContent(), '');
+  await north.press('Space');
+  await one.locator('#rate', { hasText: /^(1[6-9]|2[0-4])$/ }).waitFor();
+});
+
 it('goes on without a gap after a lost connection', async () => {
   network.cut();
   await isState(two, 'reconnecting');

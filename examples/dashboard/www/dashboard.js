@@ -51,7 +51,8 @@ class Sensor {
     // Without a subscription nothing comes; with one the past comes first.
     if (isWanted && this.topic.state === 'unsubscribed') {
       this.points = [];
-      this.topic.subscribe().catch((error) => tell(error.message));
+      // Chosen and given up again at once is no failure.
+      this.topic.subscribe().catch((error) => error.code !== 'request_aborted' && tell(error.message));
     } else if (!isWanted && this.topic.state !== 'unsubscribed') {
       this.topic.unsubscribe().catch((error) => tell(error.message));
     }

@@ -84,7 +84,8 @@ function look() {
   if (topic === undefined) return;
   if (!told.has(name)) topic.on('presence', showPeople);
   told.add(name);
-  topic.subscribe().then(showPeople, (error) => tell(error.message));
+  // Who has gone to another board meanwhile has not failed.
+  topic.subscribe().then(showPeople, (error) => error.code !== 'request_aborted' && tell(error.message));
   showPeople();
 }
 
