@@ -160,7 +160,7 @@ function say(words_) {
       await mine.publish(data, { idempotencyKey: key });
       line.taken();
     } catch (error) {
-      if (error.code === 'permission_denied') mayWrite = false;
+      if (error.code === 'permission_denied' && topic === mine) mayWrite = false;
       const choices = {};
       if (!HOPELESS.includes(error.code)) choices.Again = publish;
       if (mayWrite) choices.Edit = edit;

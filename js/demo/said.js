@@ -142,7 +142,7 @@ export function hear({ data, from, key, replayed }, isOwn) {
   if (replayed && key !== undefined) [...list.children].find((line) => ids.get(line) === id)?.remove();
   const line = lineOf(from, isOwn, textOf(data), whenSaid(data, replayed));
   ids.set(line, id);
-  if (replayed && missed !== null && !isOwn) {
+  if (replayed && missed !== null) {
     line.classList.add('missed');
     missed.count += 1;
     const text = `While you were away: ${counted(missed.count, 'message', 'messages')}`;

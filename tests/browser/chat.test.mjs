@@ -195,7 +195,10 @@ describe('a lost connection', () => {
     await note(bob, 'Away.');
     await people(alice).getByText('bob').waitFor({ state: 'detached' });
     await say(alice, 'missed one');
-    await say(alice, 'missed two');
+    await lines(alice, 'missed one').waitFor();
+    const other = await visit(server.port, tokens.bob);
+    await box(other).waitFor();
+    await say(other, 'missed two');
     await say(bob, 'said while away');
     await lines(bob, 'Sending').waitFor();
     await lines(alice, 'missed two').waitFor();
@@ -210,12 +213,13 @@ describe('a lost connection', () => {
       [
         ['divider', 'While you were away: 2 messages'],
         ['missed', 'missed one'],
-        ['missed', 'missed two'],
+        ['own missed', 'missed two'], // in another tab
         ['own', 'said while away'],
       ],
     );
     assert.equal(await lines(alice, 'said while away').count(), 1);
     await people(bob).getByText('alice').waitFor();
+    await other.context().close();
     // What comes now was not missed.
     await say(alice, 'after the loss');
     await lines(bob, 'after the loss').waitFor();
