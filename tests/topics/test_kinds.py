@@ -72,6 +72,7 @@ def test_settings_that_cannot_be_used(settings: dict[str, Any], complaint: str):
     with pytest.raises(ConfigError, match=re.escape(complaint)) as caught:
         Kind("room:{id}", **settings)
     assert f"room:{{id}}: {next(iter(settings))}: " in str(caught.value)
+    assert "known are" not in str(caught.value), "what it takes is said once"
 
 
 @pytest.mark.parametrize("pattern", ["user", "user:{id}", "user:{name}:{id}", "user:{name}:{name2}"])
@@ -284,3 +285,12 @@ def test_an_action_there_is_not():
     for action in ("subscribed", "read", None):
         with pytest.raises(ConfigError, match="is none of subscribe, publish, presence, history"):
             Kind("room:{id}").allow(action)
+
+
+def test_allow_without_its_action():
+    """What is written so often by mistake is told how it is written."""
+    with pytest.raises(ConfigError, match=r'write @kind\.allow\("subscribe"\)'):
+
+        @Kind("room:{id}").allow
+        def member(identity, id):
+            return True

@@ -72,7 +72,7 @@ class Kind:
             if type(value) is not bool:
                 raise fault(name, f"{value!r:.60} is neither true nor false")
         if publish not in PUBLISHERS:
-            hint = did_you_mean(publish, PUBLISHERS, or_list=True) if isinstance(publish, str) else ""
+            hint = did_you_mean(publish, PUBLISHERS)
             raise fault("publish", f"{publish!r:.60} is none of {', '.join(PUBLISHERS)}{hint}")
         if personal and self.pattern.parameters != ("name",):
             raise fault("personal", "the pattern of personal topics has the parameter {name}, and no other")
@@ -105,10 +105,8 @@ class Kind:
         :raises ConfigError: for another action, one that is asked already, and for a function that cannot be called so.
         """
         if action not in RIGHTS["topic"]:
-            raise ConfigError(
-                "allow",
-                f"{action!r:.60} is none of {', '.join(RIGHTS['topic'])}{did_you_mean(str(action), RIGHTS['topic'])}",
-            )
+            hint = '; write @kind.allow("subscribe")' if callable(action) else did_you_mean(action, RIGHTS["topic"])
+            raise ConfigError("allow", f"{action!r:.60} is none of {', '.join(RIGHTS['topic'])}{hint}")
         if action in self.allowing:
             raise ConfigError("allow", f"{self.pattern.text}: {action} has a function already")
 

@@ -97,7 +97,10 @@ def _object(horizontal: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]
         raise Invalid(f'{key} needs an object as its zHorizontal: {{"topic": "room:1"}}', {"topic": "is missing"})
     for name in horizontal:
         if name not in known:
-            raise Invalid(f"{key} has no field {quoted(name)}{did_you_mean(name, known)}", {name[:64]: "is not known"})
+            raise Invalid(
+                f"{key} has no field {quoted(name)}{did_you_mean(name, known, or_list=True)}",
+                {name[:64]: "is not known"},
+            )
     return horizontal
 
 
