@@ -130,7 +130,10 @@ class TopicCommands:
         if publishers == "nobody":
             raise PermissionDenied("Permission denied: only the program publishes to this topic")
         if publishers == "subscribers" and (subscriber is None or asked.topic not in subscriber.topics):
-            raise PermissionDenied("Permission denied: only who is subscribed publishes to this topic")
+            text = "Permission denied: only who is subscribed publishes to this topic"
+            if not _hears(client):
+                text += ", which takes a WebSocket; a call publishes to kinds with publish: anybody"
+            raise PermissionDenied(text)
         return found
 
     def _send(

@@ -225,7 +225,7 @@ class Calls:
         if refused.close_code == CloseCode.INTERNAL_ERROR:
             return _Refusal(_Refused(503, Unavailable(refused.reason), _after(5)), length, True)
         text = refused.reason
-        if b"authorization" not in head.headers:
+        if refused.reason == "Authentication required":
             text += ": Authorization: Bearer <token>, in the header and nowhere else"
         return _Refusal(_Refused(401, PermissionDenied(text), (("WWW-Authenticate", "Bearer"),)), length, True)
 
