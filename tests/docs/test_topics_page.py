@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from support.docs_blocks import block, runs
 
+from zcomm.auth.policy import Policy
 from zcomm.interfaces import Identity
 from zcomm.testing import MemoryServer
 from zcomm.topics.kinds import kinds_from_yaml
@@ -27,6 +29,21 @@ def test_the_file_of_kinds():
         False,
     )
     assert (own.pattern.text, own.history, own.personal) == ("user:{name}", 100, True)
+
+
+@runs("operations-topics", "operations-topics-policy")
+def test_topics_to_which_only_scripts_publish(tmp_path: Path):
+    """A script publishes without a subscription; members hear of it and publish nothing."""
+    server = MemoryServer(permissions=Policy.from_yaml(block("operations-topics-policy").text, "policy.yaml"))
+    (tmp_path / "topics.yaml").write_text(block("operations-topics").text)
+    server.topics.read_file(tmp_path / "topics.yaml")
+    member, script = (server.connect(identity=Identity(role, role)) for role in ("member", "backend"))
+    assert "result" in member.call("zSubscribe", {"topic": "news:1"}).result
+    assert script.call("zPublish", {"topic": "news:1", "data": "all is well"}).result["result"]["offset"] == 1
+    assert [message["data"] for message in member.messages] == ["all is well"]
+    for client, key in ((member, "zPublish"), (script, "zSubscribe")):
+        asked = {"topic": "news:1"} | ({"data": 1} if key == "zPublish" else {})
+        assert client.call(key, asked).result["code"] == "permission_denied"
 
 
 def shown(name: str) -> dict[str, Any]:
