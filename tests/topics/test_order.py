@@ -3,6 +3,7 @@ given up; and what waits takes nothing with it."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -378,3 +379,25 @@ def test_replies_come_in_the_order_of_the_commands():
     slow.answer(True)
     server.settle()
     assert [message["_requestId"] for message in ann.messages] == [5, 6, 7]
+
+
+def test_who_subscribes_while_something_is_published():
+    """In the same turn: what was published before is in the position of the reply and does not come again; what is
+    published behind it comes, and the reply before it."""
+    server, _ = server_with()
+    topics = server.bifrost.topics
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    first = result(bob.call("zSubscribe", ROOM))
+    topics.publish("room:1", 1)
+    since = {"epoch": first["epoch"], "offset": 0}
+    asked = {"zKey": "zSubscribe", "zHorizontal": {**ROOM, "since": since}, "_requestId": 7}
+    ann.outgoing.carry(json.dumps(asked))
+    topics.publish("room:1", 2)
+    bob.outgoing.carry(json.dumps({**asked, "_requestId": 8}))
+    topics.publish("room:1", 3)
+    server.settle()
+    for client, count in ((ann, 1), (bob, 2)):
+        reply, *events = [message for message in client.messages if message != {}]
+        assert [message["data"] for message in reply["result"]["messages"]] == [*range(1, count + 1)]
+        assert reply["result"]["offset"] == count
+        assert [event["offset"] for event in events] == [*range(count + 1, 4)]

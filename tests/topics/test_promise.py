@@ -307,6 +307,36 @@ class Promise(RuleBasedStateMachine):
         self.tell(slot, topic, size, f"k{next(self.count)}-" if is_safe else None)
         self.settle()
 
+    @rule(topic=topics, count=st.integers(2, 25))
+    def publish_many(self, topic: str, count: int) -> None:
+        """As many as are kept, more or less, in a turn each."""
+        for _ in range(count):
+            self.tell(-1, topic, 0, None)
+            self.settle()
+
+    @rule(slot=slots, topic=topics, count=st.integers(2, 25), waits=st.booleans())
+    def lose_the_connection_for_a_while(self, slot: int, topic: str, count: int, waits: bool) -> None:
+        """While something is published there."""
+        if self.devices[slot].client is not None:
+            self.vanish(slot)
+            self.publish_many(topic, count)
+            if waits:
+                self.time_passes(6.0)
+            self.come_back(slot)
+
+    @rule(slot=slots, topic=topics, echo=st.booleans(), resumes=st.booleans(), behind=st.booleans())
+    def subscribe_while_something_is_published(
+        self, slot: int, topic: str, echo: bool, resumes: bool, behind: bool
+    ) -> None:
+        """In the same turn, before and behind."""
+        device = self.devices[slot]
+        if device.client is not None and len(device.waits) < 50:
+            self.tell(-1, topic, 0, None)
+            self.ask_to_subscribe(device, topic, 0, echo, resumes)
+            if behind:
+                self.tell(-1, topic, 0, None)
+            self.settle()
+
     @rule(
         acts=st.lists(
             st.tuples(
@@ -497,8 +527,8 @@ class Promise(RuleBasedStateMachine):
         else:
             assert place.position is None
             if place.come is None:
-                places = [number for number, (_, data) in enumerate(said) if data == event["data"]]
-                mine = places[0] if "data" in event else None
+                told = event.get("data")
+                mine = next((number for number, (_, data) in enumerate(said) if data == told), None)
             else:
                 mine = place.come
         if mine is not None and "data" in event:
