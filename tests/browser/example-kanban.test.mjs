@@ -178,7 +178,12 @@ it('keeps boards apart, and shows one who comes late what there is; a guest move
 it('ends at what the server has when two move one card at once', async () => {
   await ben.getByLabel('Board', { exact: true }).selectOption('Another');
   await has(ben, [], ['elsewhere'], []);
+  const both = new Promise((resolve) => {
+    let count = 0;
+    client.onBroadcast(({ zKey }) => zKey === 'update_Cards' && (count += 1) === 2 && resolve());
+  });
   await Promise.all([card(ada, 'elsewhere').press('ArrowRight'), card(ben, 'elsewhere').press('ArrowLeft')]);
+  await both;
   const [{ column }] = await client.read('Cards', { title: 'elsewhere' });
   const wanted = ['todo', 'doing', 'done'].map((name) => (name === column ? ['elsewhere'] : []));
   await Promise.all([has(ada, ...wanted), has(ben, ...wanted)]);
