@@ -145,7 +145,8 @@ function noteOf(isIn) {
 // Saying something.
 
 /* crypto.randomUUID is there on secure pages only. */
-const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, '0')).join('');
+const newKey = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, '0')).join('');
 
 function say(words_) {
   const key = newKey();

@@ -54,7 +54,8 @@ function showTyping(people) {
     return tabs === 1 ? 'Somebody' : SEVERAL;
   });
   const shown = names.length > 3 ? [SEVERAL] : names;
-  const parts = shown.flatMap((name, n) => [n === 0 ? '' : n < shown.length - 1 ? ', ' : ' and ', make('bdi', {}, name)]);
+  const between = (n) => (n === 0 ? '' : n < shown.length - 1 ? ', ' : ' and ');
+  const parts = shown.flatMap((name, n) => [between(n), make('bdi', {}, name)]);
   if (shown.length > 0) parts.push(shown.length > 1 || shown[0] === SEVERAL ? ' are typing…' : ' is typing…');
   else if (typing.length > 0) parts.push('You are typing in another tab…');
   $('chat-typing').replaceChildren(...parts);

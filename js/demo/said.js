@@ -104,12 +104,15 @@ function whenSaid(data, replayed) {
 const textOf = (data) => (typeof data?.text === 'string' ? data.text : asJson(data, 2));
 
 function textElement(text) {
-  if (text.length <= LONG && text.split('\n').length <= LINES) return make('p', { className: 'text', dir: 'auto' }, text);
+  if (text.length <= LONG && text.split('\n').length <= LINES) {
+    return make('p', { className: 'text', dir: 'auto' }, text);
+  }
+  const length = counted(text.length, 'character', 'characters');
   const brief = text.trim().slice(0, BRIEF).replace(/[\ud800-\udbff]$/, '');
   return make(
     'details',
     { className: 'text' },
-    make('summary', {}, `${brief}… `, make('span', { className: 'quiet' }, counted(text.length, 'character', 'characters'))),
+    make('summary', {}, `${brief}… `, make('span', { className: 'quiet' }, length)),
     make('pre', { tabIndex: 0, dir: 'auto' }, text),
   );
 }
@@ -117,10 +120,11 @@ function textElement(text) {
 function lineOf(from, isOwn, text, date) {
   // Programs have no names.
   const author = from === undefined ? make('i', {}, 'the server') : make('bdi', {}, from);
+  const you = isOwn ? make('span', {}, 'you') : null;
   return make(
     'li',
     { className: isOwn ? 'own' : '' },
-    make('p', { className: 'who' }, make('b', {}, author), isOwn ? make('span', {}, 'you') : null, date && timeOf(date)),
+    make('p', { className: 'who' }, make('b', {}, author), you, date && timeOf(date)),
     textElement(text),
   );
 }
