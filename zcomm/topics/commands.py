@@ -88,12 +88,14 @@ class TopicCommands:
         """Publish a message; its position."""
         asked = parse_publish(request.horizontal)
         subscriber: Subscriber | None = getattr(client, "subscriber", None)
-        found = self._topics.kinds.find(asked.topic)
-        if found is not None and (found.kind.allowing or found.kind.checking) and _hears(client):
-            # Others of the same client may overtake it while the program looks at it.
+        if subscriber is None and _hears(client):
+            # Its messages are counted, and keep their order, whether it is subscribed to anything or not.
             subscriber = self._subscriber(client, "zPublish")
-            return subscriber.in_order(asked.topic, partial(self._publish, asked, client, subscriber))
-        if subscriber is not None and subscriber.is_busy(asked.topic):
+        if subscriber is None:
+            return self._publish(asked, client, None)
+        found = self._topics.kinds.find(asked.topic)
+        if (found is not None and (found.kind.allowing or found.kind.checking)) or subscriber.is_busy(asked.topic):
+            # Others of the same client may overtake it while the program looks at it.
             return subscriber.in_order(asked.topic, partial(self._publish, asked, client, subscriber))
         return self._publish(asked, client, subscriber)
 

@@ -478,6 +478,7 @@ class Hub:
 
     def catch_up(self, subscriber: Owner) -> None:
         """Tell a subscriber what it has missed of the topics that it is behind in, as far as it takes that."""
+        until = perf_counter() + SLICE
         for subscription in list(subscriber.behind or ()):
             if subscriber.is_blocked:
                 return
@@ -489,6 +490,9 @@ class Hub:
                 # It keeps nothing any more.
                 found = succeed(Slice(Position("", 0), reason="not_kept"))
             found.addCallback(self._caught_up, subscription, since)
+            if perf_counter() > until:
+                subscriber.go_on_later()
+                return
 
     def _caught_up(self, found: Slice, subscription: Subscription, since: int) -> None:
         topic, subscriber = subscription.topic, subscription.subscriber
@@ -516,13 +520,9 @@ class Hub:
                 self.tell_members(again)
         else:
             subscription.offset = offset
-            if not subscriber.is_blocked:
-                client.account.later(partial(self._go_on, subscriber))
+        if subscriber.behind or subscriber.stale:
+            subscriber.go_on_later()
         client.account.spend(begun, perf_counter())
-
-    def _go_on(self, subscriber: Owner) -> None:
-        if subscriber.behind and not subscriber.is_blocked:
-            self.catch_up(subscriber)
 
     def _topic_event(self, topic: Topic, reason: str = "") -> bytes:
         """The event of another position on a live connection."""

@@ -14,6 +14,7 @@ from zcomm.budget.written import write_json
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.peers import block_of
 from zcomm.topics.subscriptions import Subscription, TopicClient
+from zcomm.topics.watching import SLICE
 
 __all__ = ["Subscriber", "author_of", "sender_of"]
 
@@ -42,6 +43,7 @@ class Subscriber:
     """
 
     __slots__ = (
+        "_goes_on",
         "_hub",
         "_lanes",
         "author",
@@ -70,6 +72,7 @@ class Subscriber:
         #: Replies that wait until nothing else does.
         self.waiting: deque[Deferred[None]] | None = None
         self.behind: dict[Subscription, None] | None = None
+        self._goes_on = False
         #: Subscriptions that have missed who came and went.
         self.stale: dict[Subscription, None] | None = None
 
@@ -142,20 +145,37 @@ class Subscriber:
         return waiting
 
     def drained(self) -> None:
-        """The client has taken all that waited for it: go on with what waits here."""
-        waiting = self.waiting
+        """The client has taken all that waited for it: go on with what waits here, as far as it takes that too, and no
+        longer than there is time for in one turn."""
         begun = perf_counter()
-        while waiting and not self.is_blocked:
-            first = waiting.popleft()
-            if not first.called:
-                first.callback(None)
-        if self.behind and not self.is_blocked:
-            self._hub.catch_up(self)
-        if self.stale and not self.is_blocked:
-            stale, self.stale = self.stale, None
-            for subscription in stale:
+        while (self.waiting or self.behind or self.stale) and not self.is_blocked:
+            if self.waiting:
+                first = self.waiting.popleft()
+                if not first.called:
+                    first.callback(None)
+            elif self.behind:
+                self._hub.catch_up(self)
+                if self.behind:
+                    # It goes on by itself.
+                    break
+            elif self.stale:
+                subscription = next(iter(self.stale))
+                del self.stale[subscription]
                 self._hub.tell_members(subscription)
+            if perf_counter() > begun + SLICE:
+                self.go_on_later()
+                break
         self.client.account.spend(begun, perf_counter())
+
+    def go_on_later(self) -> None:
+        """Go on with what waits here in the next turn that its user has time in."""
+        if not self._goes_on:
+            self._goes_on = True
+            self.client.account.later(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self.drained()
 
     def lost(self) -> None:
         """The client is gone."""

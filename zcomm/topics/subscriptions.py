@@ -45,6 +45,9 @@ class Owner(Protocol):
     def is_blocked(self) -> bool:
         """Whether its client does not take what it has been sent."""
 
+    def go_on_later(self) -> None:
+        """Go on with what it has missed in the next turn that its user has time in."""
+
 
 class Subscription:
     """The part that a connection has in a topic.
