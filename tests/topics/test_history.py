@@ -10,7 +10,7 @@ from support.examples import examples
 
 from zcomm.interfaces import Kept, KeptMessage, Position
 from zcomm.topics import history
-from zcomm.topics.history import MESSAGE, TOPIC, Histories
+from zcomm.topics.history import MESSAGE, NOTED, TOPIC, Histories
 
 pytestmark = pytest.mark.unmeasured
 
@@ -326,6 +326,7 @@ def test_one_user_without_end():
     histories.append("bobs", Kept(100, 60.0), b"hello", "bob", "")
     for number in range(20_000):
         histories.append(f"t{number}", Kept(100, 60.0), b"x" * 500, "ann", "")
+        assert len(histories._due) < NOTED + 1000
     assert histories.size <= 250_000 + 2000 and len(histories) < 250
     assert histories.read("bobs", None, None, 10, False).messages[0].fragment == b"hello"
 

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from secrets import token_bytes
 
@@ -30,6 +30,8 @@ KNOWN, KEEPS = 24 * 3600.0, 10
 AT_ONCE = 4
 #: Topics without messages that are remembered, because others may know their numbering.
 IDLE = 100_000
+#: Times that are noted although they are of no topic any more, beside twice as many as there are topics.
+NOTED = 1000
 NEVER = float("inf")
 #: Groups of topics, each of which has its own count of those that were forgotten.
 GROUPS = 4096
@@ -324,6 +326,11 @@ class Histories:
     def _look_at(self, log: Log, when: float) -> None:
         log.due = when
         heappush(self._due, (when, next(self._numbers), log))
+        if len(self._due) > 3 * len(self._logs) + NOTED:
+            # Most are of topics that were forgotten before their time.
+            known = self._logs.get
+            self._due[:] = [noted for noted in self._due if known(noted[2].topic) is noted[2]]
+            heapify(self._due)
 
     def _current(self, topic: str) -> tuple[Log | None, Position]:
         """The log of ``topic``, without what is too old, and the position behind its newest message."""
@@ -405,6 +412,7 @@ class Histories:
     def _forget(self, log: Log) -> None:
         while log.messages:
             self._drop_first(log)
+        log.messages = _NONE
         self._disown(log)
         del self._logs[log.topic]
         self._filled.pop(log, None)
