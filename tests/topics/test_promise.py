@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,11 @@ class Promise(RuleBasedStateMachine):
         self.where: dict[tuple[str, str, int], int] = {}
         self.lives: list[Recording] = []
         self.start()
+        # Most of what can go wrong does so to who is in.
+        for slot in range(len(self.devices)):
+            self.connect(slot)
+            for topic in TOPICS[:-1]:
+                self.subscribe(slot, topic, 0, slot != 2, False)
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -307,14 +313,14 @@ class Promise(RuleBasedStateMachine):
         self.tell(slot, topic, size, f"k{next(self.count)}-" if is_safe else None)
         self.settle()
 
-    @rule(topic=topics, count=st.integers(2, 25))
+    @rule(topic=topics, count=st.sampled_from([2, 4, 21, 25]))
     def publish_many(self, topic: str, count: int) -> None:
         """As many as are kept, more or less, in a turn each."""
         for _ in range(count):
             self.tell(-1, topic, 0, None)
             self.settle()
 
-    @rule(slot=slots, topic=topics, count=st.integers(2, 25), waits=st.booleans())
+    @rule(slot=slots, topic=topics, count=st.sampled_from([2, 4, 21, 25]), waits=st.booleans())
     def lose_the_connection_for_a_while(self, slot: int, topic: str, count: int, waits: bool) -> None:
         """While something is published there."""
         if self.devices[slot].client is not None:
@@ -323,6 +329,13 @@ class Promise(RuleBasedStateMachine):
             if waits:
                 self.time_passes(6.0)
             self.come_back(slot)
+
+    @rule(slot=slots, topic=topics, count=st.sampled_from([2, 4, 21, 25]))
+    def do_not_read_for_a_while(self, slot: int, topic: str, count: int) -> None:
+        """While something is published there."""
+        self.stop_reading(slot)
+        self.publish_many(topic, count)
+        self.read_again(slot)
 
     @rule(slot=slots, topic=topics, echo=st.booleans(), resumes=st.booleans(), behind=st.booleans())
     def subscribe_while_something_is_published(
@@ -392,8 +405,10 @@ class Promise(RuleBasedStateMachine):
         self.topics.reload()
         self.settle()
 
-    @rule()
-    def restart(self) -> None:
+    @rule(is_one=st.sampled_from([False, False, False, True]))
+    def restart(self, is_one: bool) -> None:
+        if not is_one:
+            return
         self.hear()
         for device in self.devices:
             if device.client is not None:
@@ -539,15 +554,22 @@ class Promise(RuleBasedStateMachine):
     @invariant()
     def nobody_who_reads_is_behind(self) -> None:
         """Whoever reads, and has nothing to be answered, has been told of everything."""
+        if any(self.behind()):
+            # Whoever has taken more than its share of the reactor, on a machine that is busy, waits for a moment.
+            self.time_passes(0.3)
+            assert not list(self.behind())
+
+    def behind(self) -> Iterator[tuple[int, str]]:
+        """Those who have not been told of everything."""
         for device in getattr(self, "devices", ()):
             if device.client is None or not device.reads:
                 continue
             for topic, place in device.places.items():
                 if place.is_in and not place.asked and not place.is_deaf and place.come is not None:
-                    assert place.come == len(self.engine.said.get(topic, ())), (device.number, topic)
-                    if place.position is not None:
-                        position = self.topics.hub.told(self.engine.histories.position(topic))
-                        assert place.position == (position.epoch, position.offset)
+                    position = self.topics.hub.told(self.engine.histories.position(topic))
+                    is_there = place.position in (None, (position.epoch, position.offset))
+                    if place.come != len(self.engine.said.get(topic, ())) or not is_there:
+                        yield device.number, topic
 
 
 class TestPromise(Promise.TestCase):
