@@ -27,7 +27,6 @@ from zcomm.errors import TooBusy, Unavailable
 from zcomm.interfaces import (
     Change,
     IEngine,
-    Members,
     Position,
     Slice,
 )
@@ -215,67 +214,58 @@ class Hub:
                 listening: Deferred[None] = Deferred()
                 topic.listening.append(listening)
                 yield listening
-            kept = topic.kept
             part: Slice | None = None
             messages: list[bytes] | None = None
+            members: bytes | None = None
             hold: Hold | None = None
             try:
-                if kept is not None and (asked.since is not None or asked.last):
-                    while True:
+                while True:
+                    wants_messages = topic.kept is not None and (asked.since is not None or asked.last > 0)
+                    if wants_messages:
                         yield subscriber.when_free()
-                        self._judge(subscriber, asked, judge)
-                        if topic.kept is None:
-                            part = messages = None
-                            break
+                    has_presence = self._judge(subscriber, asked, judge).kind.presence
+                    part = messages = None
+                    if wants_messages and topic.kept is not None:
                         part = yield self._slice(asked)
-                        messages = encode_messages(part.messages)
-                        size = sum(map(len, messages)) + len(messages)
-                        if size <= SMALL or hold is not None and hold.size >= size:
-                            break
-                        if hold is not None:
-                            hold.release()
-                        # It may have grown when there is room for it.
-                        size += size // 8 + SMALL
-                        memory, account = self._budgets.memory, subscriber.client.account
-                        waiting = memory.when(account, size)
-                        is_waiting = not waiting.called
-                        yield waiting
-                        hold = Hold(memory, account, size, lambda call: call())
-                        if not is_waiting:
-                            break
-                members: Members | None = None
-                if self._judge(subscriber, asked, judge).kind.presence:
-                    yield self.engine.enter(
-                        asked.topic,
-                        subscriber.id,
-                        subscriber.user,
-                        NO_STATE if asked.state is None else asked.state,
-                        subscriber.client.account,
-                    )
-                    is_in = True
-                    if asked.presence:
-                        members = yield self.engine.members(asked.topic)
-                    self._judge(subscriber, asked, judge)
+                        messages = None if part.reason else encode_messages(part.messages)
+                    if has_presence:
+                        yield self._enter(subscriber, asked)
+                        is_in = True
+                        if asked.presence:
+                            there = yield self.engine.members(asked.topic)
+                            members = write_json(self.watching.shown(topic, there))
+                    size = sum(map(len, messages or ())) + len(messages or ()) + len(members or b"")
+                    if size <= SMALL or hold is not None and hold.size >= size:
+                        break
+                    if hold is not None:
+                        hold.release()
+                    # It may have grown when there is room for it.
+                    size += size // 8 + SMALL
+                    memory, account = self._budgets.memory, subscriber.client.account
+                    waiting = memory.when(account, size)
+                    is_waiting = not waiting.called
+                    yield waiting
+                    hold = Hold(memory, account, size, lambda call: call())
+                    if not is_waiting:
+                        break
+                self._judge(subscriber, asked, judge)
                 # From here to the reply nothing waits.
                 self._join(subscriber, topic, asked)
-                result: dict[str, Any] = {"topic": asked.topic}
-                if topic.epoch:
-                    result |= {"epoch": topic.epoch, "offset": topic.offset}
-                if asked.since is not None:
-                    reason = "not_kept" if part is None else part.reason
-                    result["recovered"] = not reason
-                    if reason:
-                        result["reason"] = reason
-                if members is not None:
-                    result["connection"] = subscriber.id
-                    result["presence"] = self.watching.shown(topic, members)
             except BaseException:
                 if hold is not None:
                     hold.release()
                 raise
-            if messages is not None and (asked.since is None or result["recovered"]):
-                return _with_messages(result, messages, hold)
-            return result
+            result: dict[str, Any] = {"topic": asked.topic}
+            if topic.epoch:
+                result |= {"epoch": topic.epoch, "offset": topic.offset}
+            if asked.since is not None:
+                reason = "not_kept" if part is None else part.reason
+                result["recovered"] = not reason
+                if reason:
+                    result["reason"] = reason
+            if members is not None:
+                result |= {"connection": subscriber.id, "presence": msgspec.Raw(members)}
+            return _with_messages(result, messages, hold)
         except BaseException:
             if is_in and asked.topic not in subscriber.topics:
                 self.engine.leave(asked.topic, subscriber.id, subscriber.client.account)
@@ -283,6 +273,10 @@ class Hub:
         finally:
             topic.holders -= 1
             self._let_go(topic)
+
+    def _enter(self, subscriber: Subscriber, asked: Subscribe) -> Deferred[None]:
+        state = NO_STATE if asked.state is None else asked.state
+        return self.engine.enter(asked.topic, subscriber.id, subscriber.user, state, subscriber.client.account)
 
     def _slice(self, asked: Subscribe) -> Deferred[Slice]:
         if asked.since is not None:
@@ -613,14 +607,19 @@ class Hub:
         then()
 
 
-def _with_messages(result: dict[str, Any], messages: list[bytes], hold: Hold | None) -> dict[str, Any] | Written:
+def _with_messages(result: dict[str, Any], messages: list[bytes] | None, hold: Hold | None) -> dict[str, Any] | Written:
+    """A result with messages where there are any, and the memory that is held for it."""
     if hold is None:
-        result["messages"] = msgspec.Raw(b"[" + b",".join(messages) + b"]")
+        if messages is not None:
+            result["messages"] = msgspec.Raw(b"[" + b",".join(messages) + b"]")
         return result
     written = Written()
-    written.write(write_json(result)[:-1] + b',"messages":[')
-    for place, message in enumerate(messages):
-        written.write(b"," + message if place else message)
-    written.write(b"]}")
+    written.write(write_json(result)[:-1])
+    if messages is not None:
+        written.write(b',"messages":[')
+        for place, message in enumerate(messages):
+            written.write(b"," + message if place else message)
+        written.write(b"]")
+    written.write(b"}")
     written.hold = hold
     return written
