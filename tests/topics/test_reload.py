@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from zcomm.auth.policy import Policy
 from zcomm.errors import ConfigError
@@ -108,6 +109,31 @@ def test_a_policy_that_grants_less():
     assert taken(server, client) == [{"event": "unsubscribed", "topic": "user:alice", "reason": "permission_denied"}]
     assert taken(server, looker) == [{"event": "unsubscribed", "topic": "room:1", "reason": "permission_denied"}]
     assert answer(server, looker, "zSubscribe", {"topic": "room:1"})["topic"] == "room:1"
+
+
+def test_a_no_that_comes_late_ends_no_later_subscription():
+    """The program is asked again about those who are subscribed; who has subscribed anew since has its own answer."""
+    server = MemoryServer()
+    rooms = server.bifrost.topics.topic("room:{id}")
+    answers: list[Deferred[bool]] = []
+
+    @rooms.allow("subscribe")
+    def may(identity: Identity, id: str) -> Deferred[bool]:
+        answers.append(Deferred())
+        return answers[-1]
+
+    client = server.connect(identity=ALICE)
+    client.call("zSubscribe", {"topic": "room:1"})
+    answers.pop().callback(True)
+    for is_begun_anew in (True, False):
+        server.bifrost.topics.reload()
+        server.settle()
+        if is_begun_anew:
+            client.call("zSubscribe", {"topic": "room:1"})
+            answers.pop().callback(True)
+        answers.pop().callback(False)
+        ended = [] if is_begun_anew else [{"event": "unsubscribed", "topic": "room:1", "reason": "permission_denied"}]
+        assert taken(server, client) == ended
 
 
 def test_a_slow_client_of_a_topic_that_keeps_less_now(declare: Callable[[MemoryServer, str], None]):

@@ -94,7 +94,8 @@ class Hub:
         self.subscribers: dict[str, Subscriber] = {}
         #: Messages so far that somebody here was told of.
         self.delivered = 0
-        self._numbers = 0
+        #: Connections that had to do with topics so far, and subscriptions that were begun.
+        self._numbers = self._begun = 0
         #: Topics with messages that wait for the end of the turn.
         self._dirty: list[Topic] = []
         self.watching = Watching(engine, clock, batch, self._fan_out, self._topics.get, is_heard, on_presence)
@@ -340,7 +341,8 @@ class Hub:
             self._by_user[subscriber.client.account.owner] += 1
         else:
             self._part(old)
-        self._take_in(Subscription(topic, subscriber, asked.echo, asked.presence))
+        self._begun += 1
+        self._take_in(Subscription(topic, subscriber, asked.echo, asked.presence, self._begun))
 
     def _take_in(self, subscription: Subscription) -> None:
         topic, subscriber = subscription.topic, subscription.subscriber
@@ -508,7 +510,7 @@ class Hub:
             return
         if offset >= topic.offset:
             self._part(subscription)
-            again = Subscription(topic, subscriber, subscription.echo, subscription.watches)
+            again = Subscription(topic, subscriber, subscription.echo, subscription.watches, subscription.number)
             self._take_in(again)
             if again.watches and topic.found.kind.presence:
                 self.tell_members(again)

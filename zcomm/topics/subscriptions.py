@@ -57,16 +57,18 @@ class Subscription:
 
     :ivar echo: whether the connection's own messages come back whole.
     :ivar watches: whether it is told who comes and goes.
+    :ivar number: of the request that it was begun by.
     :ivar offset: of one that is behind, the last message that it was sent.
     """
 
-    __slots__ = ("echo", "offset", "subscriber", "topic", "transport", "watches")
+    __slots__ = ("echo", "number", "offset", "subscriber", "topic", "transport", "watches")
 
-    def __init__(self, topic: Topic, subscriber: Owner, echo: bool, watches: bool):
+    def __init__(self, topic: Topic, subscriber: Owner, echo: bool, watches: bool, number: int):
         self.topic = topic
         self.subscriber = subscriber
         self.echo = echo
         self.watches = watches
+        self.number = number
         self.offset = 0
         self.transport: Any = subscriber.client.transport
 

@@ -155,8 +155,10 @@ class Topics:
         def ended(failure: Failure) -> None:
             if not failure.check(CommandError):
                 self._log.failure("allow failed; {name!r} is unsubscribed", failure, name=subscriber.user)
-            if subscription.topic.name in subscriber.topics:
-                self.hub.end(subscriber.topics[subscription.topic.name], "permission_denied")
+            now = subscriber.topics.get(subscription.topic.name)
+            if now is not None and now.number == subscription.number:
+                # One that was begun since has been allowed since.
+                self.hub.end(now, "permission_denied")
 
         actions = ("subscribe", "presence") if subscription.watches else ("subscribe",)
         maybeDeferred(self.ask, found, subscriber.client.identity, *actions).addErrback(ended)
