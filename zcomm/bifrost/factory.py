@@ -90,13 +90,13 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     :param admission: who is let in.
     :param state: what all connections share.
     :param broadcaster: has the registry of those who were admitted.
-    :param topics: those of the program.
     :param clock: an ``IReactorTime``.
     :param batch: the replies that wait for the end of the turn.
     :param accept_compression: whether permessage-deflate is negotiated.
     :param connection: the class that answers an admitted client.
     :param pages: what answers plain HTTP; ``None`` for nothing.
     :param proxies: those that are believed when they say where a client is.
+    :param topics: those of the program; connections are put into their users' own.
     """
 
     noisy = False
@@ -121,13 +121,13 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         admission: Admission,
         state: ServerState,
         broadcaster: Broadcaster,
-        topics: Topics,
         clock: Any,
         batch: WriteBatch,
         accept_compression: bool = False,
         connection: type[Connection] = Connection,
         pages: HttpResponder | None = None,
         proxies: TrustedProxies | None = None,
+        topics: Topics | None = None,
     ):
         if not (isinstance(connection, type) and issubclass(connection, Connection)):
             raise TypeError(
@@ -354,7 +354,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             channel, self.state, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
         )
         self._broadcaster.join(connection)
-        if self.topics.kinds.personal:
+        if self.topics is not None and self.topics.kinds.personal:
             self.topics.welcome(connection)
         return connection
 

@@ -157,13 +157,13 @@ class zBifrost(Service, metaclass=HookRefusing):
             admission,
             state,
             self.broadcaster,
-            topics,
             reactor,
             batch,
             config.compression,
             connection,
             None if pages is None else partial(pages, self),
             proxies,
+            topics,
         )
         self._certified: list[TLSEndpoint] = []
         self._ports: list[IListeningPort] = []
