@@ -529,8 +529,9 @@ class Promise(RuleBasedStateMachine):
                     assert place.come is None or place.come == behind
                 place.position, place.come = now, behind
             else:
-                assert event["reason"] == "not_kept"
-                place.position = None
+                # What it had not had by then is lost to it, as it is told.
+                assert event["reason"] == "not_kept" and event["recovered"] is False
+                place.position = place.come = None
             return
         assert event["event"] == "message"
         said = self.engine.said[event["topic"]]
