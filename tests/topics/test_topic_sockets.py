@@ -75,10 +75,10 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(params=["plain", "plain, compressed", "secure"])
-def place(request: pytest.FixtureRequest) -> tuple[Place, dict[str, Any]]:
+def place(request: pytest.FixtureRequest, plain: Place, secure: Place) -> tuple[Place, dict[str, Any]]:
     """A server, and what a client says to it when it connects."""
     name, _, compressed = request.param.partition(", ")
-    return request.getfixturevalue(name), {"headers": DEFLATE} if compressed else {}
+    return {"plain": plain, "secure": secure}[name], {"headers": DEFLATE} if compressed else {}
 
 
 def value(frame: Frame) -> Any:
