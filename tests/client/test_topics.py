@@ -669,6 +669,21 @@ async def test_a_first_connection_that_fails_ends_what_waited(free_port: int):
 
 
 @pytest_twisted.ensureDeferred
+async def test_each_of_several_loops_ends(client: Client, server: TopicServer):
+    """All that wait for a message end with the subscription, and with the client, however soon one of them does."""
+    for end in (client.topic("room:1").unsubscribe, client.disconnect):
+        room = client.topic("room:1")
+        await room.subscribe()
+        ended: list[type[BaseException]] = []
+        for messages in [aiter(room) for _ in range(3)]:
+            waiting = Deferred.fromCoroutine(messages.__anext__())
+            waiting.addErrback(lambda failure: ended.append(failure.type))  # noqa: B023 (it ends within the loop)
+        await end()
+        await wait_until(lambda: len(ended) == 3, "the end of each")  # noqa: B023 (it ends within the loop)
+        assert ended == [StopAsyncIteration] * 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_plain_client(server: TopicServer):
     """The same for programs without a reactor: calls wait, listeners have their thread, a loop waits for messages."""
     server.publish("kept")

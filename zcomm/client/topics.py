@@ -304,7 +304,8 @@ class Topic:
         self._is_given = False
         self._stop_retrying()
         self._want(False)
-        for unread in self._read:
+        # Who reads may end there and then.
+        for unread in list(self._read):
             unread.put(StopAsyncIteration())
         self._unread = Unread(self.name)
 
@@ -324,7 +325,7 @@ class Topic:
 
     def closed(self, end: Exception) -> None:
         """No connection comes by itself any more."""
-        for unread in self._read:
+        for unread in list(self._read):
             unread.put(end)
 
     def _resume(self) -> None:
@@ -421,7 +422,7 @@ class Topic:
 
     def _offer(self, message: Message) -> None:
         if self._read:
-            for unread in self._read:
+            for unread in list(self._read):
                 unread.put(message)
         elif self._is_wanted and "message" not in self._listeners:
             self._unread.put(message)
