@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zcomm import errors
 from zcomm.errors import (
     PortInUse,
     ServiceError,
@@ -28,3 +29,14 @@ def test_errors_say_what_and_how_to_mend_it():
         "last",
         True,
     )
+
+
+def test_an_error_of_a_programs_own_stands_for_no_code_of_the_servers():
+    """It may be made of anything; what a client is told is an error of zComm's."""
+
+    class Mine(errors.Invalid):
+        def __init__(self, *, part: str):
+            super().__init__(part)
+
+    found = errors.command_error({"error": "no", "code": Mine.code, "fields": {"a": "b"}})
+    assert (type(found), str(found), found.fields) == (errors.Invalid, "no", {"a": "b"})

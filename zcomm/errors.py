@@ -419,7 +419,9 @@ class MessagesLost(ZCommError):
 def command_error(message: Mapping[str, object]) -> CommandError:
     """The error that a server's error message stands for; a code that is not known becomes a plain one."""
     code = str(message.get("code", "internal"))
-    kinds = {kind.code: kind for kind in _kinds(CommandError) if kind is not Declined}
+    # Those of zComm alone: one of a program's own may be made of anything.
+    own = [kind for kind in _kinds(CommandError) if kind.__module__ == __name__]
+    kinds = {kind.code: kind for kind in own if kind is not Declined}
     kind = kinds.get(code, CommandError)
     fields = message.get("fields")
     error = kind(str(message.get("error", "")), fields if isinstance(fields, dict) else None)

@@ -72,12 +72,20 @@ class Writers:
             self.order.append((owner, long))
             self.turns.give_back()
 
-        before = sum(map(len, self.turns._lines.values()))
+        before = self._waiting()
         thread = threading.Thread(target=write)
         thread.start()
         self.threads.append(thread)
-        while sum(map(len, self.turns._lines.values())) == before:
+        while self._waiting() == before:
             pass
+
+    def _waiting(self) -> int:
+        while True:
+            try:
+                return sum(map(len, list(self.turns._lines.values())))
+            except RuntimeError:
+                # The thread has just come.
+                continue
 
     def end(self) -> list[Any]:
         for thread in self.threads:

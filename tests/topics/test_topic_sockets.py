@@ -277,9 +277,11 @@ def test_many_messages_in_one_segment(plain: Place, piece: int):
         messages = []
         while not messages or messages[-1].get("_requestId") != len(commands) - 1:
             messages.append(client.next_json())
-        # Another turn, at the end of which all that was published has left.
         client.send(frame_of("ping", {}, "last"))
-        while messages[-1].get("_requestId") != "last":
+        # On a busy machine the event of the last message leaves behind that reply.
+        while not any("own" in each for each in messages) or not any(
+            each.get("_requestId") == "last" for each in messages
+        ):
             messages.append(client.next_json())
     replies = [message for message in messages if "_requestId" in message]
     assert [reply["_requestId"] for reply in replies[:-1]] == [*range(len(commands))]
