@@ -490,6 +490,20 @@ async def test_memory(make_store):
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_first_values_in_memory(make_store):
+    """What a column keeps is found out with the first value, by whoever has the only connection, while others wait."""
+    store = make_store("sqlite://")
+    for _ in range(5):
+        await store.start()
+        made = [store.create(user, "Seats", {"row": "r", "number": user, "taken": True}) for user in range(10)]
+        made += [store.create(user, "Things", {"d": "1.50", "b": True, "da": "2026-01-02"}) for user in range(10)]
+        made += [store.read(user, "Seats") for user in range(10)]
+        await gatherResults(made)
+        assert len(await store.read(1, "Things", where={"da": "2026-01-02", "d": "1.50"})) == 10
+        await store.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_another_process_writes(make_store, tmp_path):
     """A file that another program keeps locked makes a write fail as busy, and reads go on."""
     store = make_store(f"sqlite:///{tmp_path}/busy.sqlite3", busy_timeout=0.2)

@@ -348,6 +348,19 @@ async def test_what_postgresql_does_not_bring_back_is_not_told(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_database_in_memory_tells_as_well(make_store: Callable[..., Store]):
+    """On its only connection, and by one user after the other."""
+    store = make_store("sqlite://")
+    await store.start()
+    for number in range(3):
+        await store.create(ANN, "Seats", {"row": "r", "number": number})
+    done = await change(store, "update", "Seats", frozenset(), where={"number__lt": 2}, values={"taken": True})
+    assert [each["id"] for each in told(done)[0]] == [["r", 0], ["r", 1]]
+    assert told(await change(store, "delete", "Seats", where={"row": "r", "number": 2}))[0] == [["r", 2]]
+    assert len(told(await change(store, "delete", "Seats", all=True))[0]) == 2
+
+
+@pytest_twisted.ensureDeferred
 async def test_who_has_kept_others_waiting_is_told_of_all_the_same(tmp_path: Any, make_store: Callable[..., Store]):
     """Its rows are found before it has its turn; a few of them are told of, many are not."""
     store = make_store(f"sqlite:///{tmp_path}/slow.sqlite3")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -282,13 +283,25 @@ class Execution:
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
         try:
-            with self._database.engine().connect() as connected:
+            with self._connected() as connected:
                 self._make_tables(connected)
                 self._database.learn_constraints(connected, [model.table for model in self.schema.models.values()])
         except sa.exc.OperationalError as error:
             raise Fault("down", (), str(error.orig)) from error
         except sa.exc.DBAPIError as error:
             raise ConfigError(self._url, f"its tables cannot be used: {error.orig}") from error
+
+    @contextmanager
+    def _connected(self, owner: Hashable = None, long: bool = True) -> Iterator[sa.Connection]:
+        """A connection that tells what tables are like. Whoever has it keeps all others from the only one, where there
+        is no other: two threads that used that at once would undo each other's work, or end the process.
+
+        :param owner: whose turn it is then.
+        :param long: whether that turn may be long.
+        """
+        turn = nullcontext() if self._database.line is None else self.pool.connection(owner, long=long)
+        with turn, self._database.engine().connect() as connected:
+            yield connected
 
     def _make_tables(self, connected: sa.Connection) -> None:
         """Compare the tables that are there with the schema, and create the others.
@@ -364,7 +377,7 @@ class Execution:
         try:
             with (
                 self._comparing,
-                database.engine().connect() as connected,
+                self._connected() as connected,
                 database.comparing(connected, self._names(), True) as changed,
             ):
                 if not changed:
@@ -471,9 +484,11 @@ class Execution:
         self._statements = Statements(self._tables, database.dialect, database.binders, self.schema.models)
         self._readers = {}
 
-    def _learn_late(self, plan: Plan) -> None:
+    def _learn_late(self, plan: Plan, owner: Hashable, at_length: bool) -> None:
         """Learn the form of columns that ``plan`` writes first, in case others have written to them since the start.
 
+        :param owner: whose plan it is.
+        :param at_length: whether its turn at the only connection may be long.
         :raises Invalid: for a value that such a column cannot keep, naming its field.
         :raises Fault: when the database does not tell.
         """
@@ -483,7 +498,7 @@ class Execution:
         if not first:
             return
         try:
-            with self._comparing, self._database.engine().connect() as connected:
+            with self._comparing, self._connected(owner, at_length) as connected:
                 model, table = self.schema.models[model.name], self._tables[model.name]
                 there: ColumnElement[Any] = sa.literal_column("1")
                 found: Any = (
@@ -499,6 +514,8 @@ class Execution:
             return
         except sa.exc.DBAPIError as error:
             if not self._database.locked(error.orig) and not self._database.passes(error.orig):
+                if self._database.line is not None and not at_length:
+                    raise Fault("in_the_way", (), "others wait for the only connection") from error
                 return
             raise Fault("busy" if self._database.locked(error.orig) else "down", (), str(error.orig)) from error
         self._formless.difference_update((model.name, name) for name in first)
@@ -608,7 +625,7 @@ class Execution:
             self._look_again()
             self._refuse_altered(plan.model)
         if self._formless:
-            self._learn_late(plan)
+            self._learn_late(plan, job.owner, at_length)
         statement = self._statements.of(plan)
         writes = plan.action != "read"
         writer = None
