@@ -401,3 +401,58 @@ def test_who_subscribes_while_something_is_published():
         assert [message["data"] for message in reply["result"]["messages"]] == [*range(1, count + 1)]
         assert reply["result"]["offset"] == count
         assert [event["offset"] for event in events] == [*range(count + 1, 4)]
+
+
+def test_what_reads_waits_for_its_turn():
+    """A zHistory and a zPresence behind a zPublish that waits for the program see what that has done, and hold back
+    what comes behind them."""
+    server, rooms = server_with(presence=True)
+    slow = Slow()
+    rooms.incoming(slow)
+    looks = Slow()
+    rooms.allow("presence")(looks)
+    ann = server.connect(identity=ANN)
+    sent = ann.call("zPublish", {**ROOM, "data": 1})
+    read = ann.call("zHistory", ROOM)
+    seen = ann.call("zPresence", ROOM)
+    joined = ann.call("zSubscribe", ROOM)
+    assert not any(each.called for each in (sent, read, seen, joined))
+    slow.answer("one")
+    server.settle()
+    assert [message["data"] for message in result(read)["messages"]] == ["one"]
+    assert looks.asked == ["ann"] and not joined.called
+    looks.answer(True)
+    server.settle()
+    assert result(seen)["connections"] == 0 and result(joined)["offset"] == 1
+
+
+@pytest.mark.parametrize(("action", "key"), [("history", "zHistory"), ("presence", "zPresence")])
+def test_the_first_command_of_a_connection_has_its_turn_as_well(action: str, key: str):
+    """Also where it reads, and the connection has had nothing to do with topics before."""
+    server, rooms = server_with(presence=True)
+    slow = Slow()
+    rooms.allow(action)(slow)
+    ann = server.connect(identity=ANN)
+    read = ann.call(key, ROOM)
+    sent = ann.call("zPublish", {**ROOM, "data": 1})
+    assert not read.called and not sent.called
+    slow.answer(True)
+    server.settle()
+    assert result(read).get("offset", 0) == 0 and result(sent)["offset"] == 1
+
+
+@pytest.mark.parametrize(("action", "key"), [("history", "zHistory"), ("presence", "zPresence")])
+def test_rights_that_end_while_the_program_is_asked(action: str, key: str):
+    """Who may no longer read when the program has said yes is told nothing."""
+    rights = Rights()
+    server = MemoryServer(permissions=rights)
+    rooms = server.bifrost.topic("room:{id}", history=10, presence=True)
+    slow = Slow()
+    rooms.allow(action)(slow)
+    ann = server.connect(identity=ANN)
+    read = ann.call(key, ROOM)
+    rights.denied.add(action)
+    server.bifrost.topics.reload()
+    slow.answer(True)
+    server.settle()
+    assert_error(read, "permission_denied")

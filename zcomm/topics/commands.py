@@ -87,10 +87,8 @@ class TopicCommands:
     def publish(self, request: Request, client: Client) -> Any:
         """Publish a message; its position."""
         asked = parse_publish(request.horizontal)
-        subscriber: Subscriber | None = getattr(client, "subscriber", None)
-        if subscriber is None and _hears(client):
-            # Its messages are counted, and keep their order, whether it is subscribed to anything or not.
-            subscriber = self._subscriber(client, "zPublish")
+        # Its messages are counted, and keep their order, whether it is subscribed to anything or not.
+        subscriber = self._of(client)
         if subscriber is None:
             return self._publish(asked, client, None)
         found = self._topics.kinds.find(asked.topic)
@@ -163,15 +161,25 @@ class TopicCommands:
     def history(self, request: Request, client: Client) -> Any:
         """A Deferred of some of the messages that a topic keeps."""
         asked = parse_history(request.horizontal)
+        subscriber = self._of(client)
+        run = partial(self._history, asked, client)
+        return run() if subscriber is None else subscriber.in_order(asked.topic, run)
+
+    def _history(self, asked: History, client: Client) -> Any:
+        answer = self._topics.ask(self._may_read(asked, client), client.identity, "history")
+        if isinstance(answer, Deferred):
+            return answer.addCallback(lambda _: self._read(asked, client))
+        return self._read(asked, client)
+
+    def _may_read(self, asked: History, client: Client) -> Found:
         found = self._check(client, "history", asked.topic)
         if not found.kind.history:
             raise Invalid("topic: it keeps no history", {"topic": "keeps no history"})
-        answer = self._topics.ask(found, client.identity, "history")
-        if isinstance(answer, Deferred):
-            return answer.addCallback(lambda _: self._read(asked))
-        return self._read(asked)
+        return found
 
-    def _read(self, asked: History) -> Deferred[dict[str, Any]]:
+    def _read(self, asked: History, client: Client) -> Deferred[dict[str, Any]]:
+        # The rights may have changed while the program was asked.
+        self._may_read(asked, client)
         read = self._topics.hub.read(
             asked.topic, asked.since, asked.before, asked.limit, asked.reverse, self._topics.hub.most
         )
@@ -182,12 +190,19 @@ class TopicCommands:
     def presence(self, request: Request, client: Client) -> Any:
         """A Deferred of who is in a topic; first the client's own state becomes another, where one is given."""
         asked = parse_presence(request.horizontal)
-        subscriber: Subscriber | None = getattr(client, "subscriber", None)
+        subscriber = self._of(client)
         run = partial(self._presence, asked, client, subscriber)
         return run() if subscriber is None else subscriber.in_order(asked.topic, run)
 
     def _presence(self, asked: Presence, client: Client, subscriber: Subscriber | None) -> Any:
-        topics = self._topics
+        found, may_look = self._may_look(asked, client, subscriber)
+        answer = self._topics.ask(found, client.identity, "presence") if may_look else None
+        if isinstance(answer, Deferred):
+            return answer.addCallback(lambda _: self._state(asked, client, subscriber))
+        return self._state(asked, client, subscriber)
+
+    def _may_look(self, asked: Presence, client: Client, subscriber: Subscriber | None) -> tuple[Found, bool]:
+        """The topic, and whether the client may be told who is in it."""
         is_in = subscriber is not None and asked.topic in subscriber.topics
         may_look = True
         try:
@@ -202,17 +217,14 @@ class TopicCommands:
             raise Invalid("topic: it has no presence", {"topic": "has no presence"})
         if asked.state is not None and not is_in:
             raise Invalid("state: subscribe first", {"state": "needs a subscription"})
-        answer = topics.ask(found, client.identity, "presence") if may_look else None
-        if isinstance(answer, Deferred):
-            return answer.addCallback(lambda _: self._state(asked, client, subscriber, may_look))
-        return self._state(asked, client, subscriber, may_look)
+        return found, may_look
 
-    def _state(self, asked: Presence, client: Client, subscriber: Subscriber | None, may_look: bool) -> Deferred[Any]:
+    def _state(self, asked: Presence, client: Client, subscriber: Subscriber | None) -> Deferred[Any]:
         topics = self._topics
+        # The rights may have changed while the program was asked.
+        _, may_look = self._may_look(asked, client, subscriber)
         entered: Deferred[Any] = succeed(None)
         if asked.state is not None and subscriber is not None:
-            if asked.topic not in subscriber.topics:
-                raise Invalid("state: subscribe first", {"state": "needs a subscription"})
             entered = topics.engine.enter(
                 asked.topic, subscriber.id, subscriber.user, asked.state, subscriber.client.account
             )
@@ -229,6 +241,10 @@ class TopicCommands:
 
     def _check(self, client: Client, action: str, topic: str) -> Found:
         return self._topics.check(client.identity, self._permissions, action, topic)
+
+    def _of(self, client: Any) -> Subscriber | None:
+        """The side of topics of a client, where its commands have their order; ``None`` of a call over HTTP."""
+        return self._topics.hub.subscriber(client) if _hears(client) else None
 
     def _subscriber(self, client: Any, key: str) -> Subscriber:
         if not _hears(client):
