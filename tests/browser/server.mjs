@@ -88,4 +88,9 @@ export class Server {
     const { stdout } = await promisify(execFile)(given.zcomm, command, { env: given.environ });
     return JSON.parse(stdout).token;
   }
+
+  /** Take all tokens of `user` away. */
+  static async revoke(user) {
+    await promisify(execFile)(given.zcomm, ['token', 'revoke', user], { env: given.environ });
+  }
 }

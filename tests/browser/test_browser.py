@@ -80,6 +80,11 @@ def test_example_dashboard(tmp_path: Path) -> None:
     run_in_chromium("example-dashboard.test.mjs", tmp_path)
 
 
+def test_accessibility(tmp_path: Path) -> None:
+    """axe finds nothing on the demo page and the examples' pages: light, dark, narrow, signed out, in use, away."""
+    run_in_chromium("accessibility.test.mjs", tmp_path)
+
+
 def test_foreign_pages(tmp_path: Path) -> None:
     """What a stranger's page can send runs no command over HTTP, without authentication too; the server's own does."""
     run_in_chromium("foreign.test.mjs", tmp_path)

@@ -257,6 +257,8 @@ async function start() {
   client.on('state', ({ state }) => {
     $('status').dataset.state = state;
     $('status').textContent = state;
+    // It does not come back by itself; `error` tells why.
+    $('sign-out').textContent = state === 'disconnected' ? 'Sign in again' : 'Sign out';
   });
   await client.connect();
   await describe();

@@ -117,6 +117,8 @@ async function start() {
   client.on('state', ({ state }) => {
     $('status').dataset.state = state;
     $('status').textContent = state;
+    // It does not come back by itself; `error` tells why.
+    $('sign-out').textContent = state === 'disconnected' ? 'Sign in again' : 'Sign out';
   });
   client.on('error', (error) => tell(error.message));
   await client.connect();

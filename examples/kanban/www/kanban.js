@@ -328,6 +328,8 @@ async function start() {
   client.on('state', ({ state }) => {
     $('status').dataset.state = state;
     $('status').textContent = state;
+    // It does not come back by itself; `error` tells why.
+    $('sign-out').textContent = state === 'disconnected' ? 'Sign in again' : 'Sign out';
   });
   client.onBroadcast(follow);
   client.on('error', (error) => tell(error.message));
@@ -340,7 +342,10 @@ async function start() {
   build();
   await read();
   // What was changed while there was no connection, nobody tells.
-  client.on('open', () => read().catch((error) => tell(error.message)));
+  client.on('open', () => {
+    tell('');
+    read().catch((error) => tell(error.message));
+  });
   $('sign-in').hidden = true;
   $('app').hidden = false;
 }
