@@ -689,10 +689,13 @@ class IEngine(IService):
         topic: str,  # noqa: N805 (an interface has no self)
         connection: str,
         user: str,
-        state: bytes,
+        state: bytes | None,
         teller: Any = None,
     ) -> Deferred[None]:
-        """Let a connection into a topic, or take its new state; fires when everybody can know."""
+        """Let a connection into a topic, or take its new state; fires when everybody can know.
+
+        :param state: what it says of itself; ``None`` leaves what it has said, which is ``{}`` for one that comes in.
+        """
 
     def leave(topic: str, connection: str, teller: Any = None) -> None:  # noqa: N805 (an interface has no self)
         """Let a connection leave a topic."""

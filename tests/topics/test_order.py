@@ -254,7 +254,7 @@ def test_a_program_that_publishes_and_reads_its_kinds_anew_in_one_turn():
     topics = server.bifrost.topics
     topics.publish("room:1", "before")
     topics.kinds.generation += 1
-    topics.hub.judge(topics._goes_on)
+    topics.hub.judging.judge(topics._goes_on)
     topics.publish("room:1", "behind")
     server.settle()
     before, event, behind = ann.messages

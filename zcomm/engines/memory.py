@@ -141,8 +141,8 @@ class MemoryEngine(Service):
         """Forget all messages of ``topic``."""
         self.histories.drop(topic)
 
-    def enter(self, topic: str, connection: str, user: str, state: bytes, teller: Any = None) -> Deferred[None]:
-        """Let a connection into a topic, or take its new state."""
+    def enter(self, topic: str, connection: str, user: str, state: bytes | None, teller: Any = None) -> Deferred[None]:
+        """Let a connection into a topic, or take its new state, if any."""
         roster = self._rosters.get(topic)
         if roster is None:
             roster = self._rosters[topic] = Roster(self._version)

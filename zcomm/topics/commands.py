@@ -129,7 +129,7 @@ class TopicCommands:
         publishers = found.kind.publish
         if publishers == "nobody":
             raise PermissionDenied("Permission denied: only the program publishes to this topic")
-        if publishers == "subscribers" and (subscriber is None or asked.topic not in subscriber.topics):
+        if publishers == "subscribers" and (subscriber is None or not subscriber.is_in(asked.topic)):
             text = "Permission denied: only who is subscribed publishes to this topic"
             if not _hears(client):
                 text += ", which takes a WebSocket; a call publishes to kinds with publish: anybody"

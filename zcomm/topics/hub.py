@@ -8,11 +8,11 @@ up from there once it has.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -32,7 +32,9 @@ from zcomm.interfaces import (
 )
 from zcomm.runtime.deferreds import driven
 from zcomm.topics.history import MAX_SIZE
+from zcomm.topics.judging import Judging, topic_event
 from zcomm.topics.kinds import Found, Kinds
+from zcomm.topics.presence import NO_STATE
 from zcomm.topics.requests import MAX_MESSAGES, Subscribe
 from zcomm.topics.subscriber import Subscriber
 from zcomm.topics.subscriptions import Message, Owner, Subscription, Topic, TopicClient, encode_messages
@@ -42,16 +44,12 @@ from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Hub"]
 
-T = TypeVar("T")
-
 #: Connections' worth of subscriptions that one user may have.
 CONNECTIONS = 256
 #: Bytes of a reply that takes little room (:data:`zcomm.bifrost.session.SMALL`).
 SMALL = 64 * 1024
 #: Bytes of messages that a client which is caught up is sent before it has to have taken them.
 CHUNK = 128 * 1024
-#: What a connection says of itself where it says nothing.
-NO_STATE = b"{}"
 
 
 class Hub:
@@ -67,6 +65,7 @@ class Hub:
     :param is_heard: whether the program hears who comes into a topic and goes.
     :param on_presence: tells the program: topic, users who have come, users who have gone.
     :ivar watching: tells of presence.
+    :ivar judging: lets subscriptions follow kinds and rights that change.
     """
 
     def __init__(
@@ -100,6 +99,7 @@ class Hub:
         self._dirty: list[Topic] = []
         self.watching = Watching(engine, clock, batch, self._fan_out, self._topics.get, is_heard, on_presence)
         self.tell_members = self.watching.tell_members
+        self.judging = Judging(engine, kinds, batch, self._fan_out, self._topics, self.subscribers, self)
         self._by_user: Counter[Hashable] = Counter()
         engine.deliver(self)
 
@@ -221,9 +221,11 @@ class Hub:
             hold: Hold | None = None
             try:
                 while True:
+                    self.judging.renew(asked.topic)
                     wants_messages = topic.kept is not None and (asked.since is not None or asked.last > 0)
                     if wants_messages:
                         yield subscriber.when_free()
+                        self.judging.renew(asked.topic)
                     has_presence = self._judge(subscriber, asked, judge).kind.presence
                     part = messages = None
                     if wants_messages and topic.kept is not None:
@@ -252,6 +254,9 @@ class Hub:
                 self._judge(subscriber, asked, judge)
                 # From here to the reply nothing waits.
                 self._join(subscriber, topic, asked)
+                if topic.found.kind.presence is not is_in:
+                    # It has become another while something was waited for.
+                    self.judging.show(asked.topic, subscriber)
             except BaseException:
                 if hold is not None:
                     hold.release()
@@ -316,8 +321,6 @@ class Hub:
             topic = self._topics[name] = Topic(name, found, self.kinds.generation)
             topic.listening = []
             self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
-        else:
-            self.renew(name)
         topic.holders += 1
         return topic
 
@@ -460,9 +463,12 @@ class Hub:
     def _falls_behind(self, epoch: str, offset: int, subscription: Subscription) -> None:
         """Catch a subscriber up later, who does not take what it has been sent: from that position on."""
         topic, subscriber = subscription.topic, subscription.subscriber
+        if subscription not in topic.members:
+            # It was taken out meanwhile.
+            return
         subscription.transport = None
         subscription.offset = offset
-        topic.members.pop(subscription, None)
+        del topic.members[subscription]
         if topic.late is not None:
             topic.late.pop(subscription, None)
         if topic.behind is None:
@@ -479,9 +485,13 @@ class Hub:
             if subscriber.is_blocked:
                 return
             topic, since = subscription.topic, subscription.offset
+            behind = topic.behind or {}
+            if subscription not in behind:
+                # It has ended meanwhile, or is about to.
+                self._part(subscription)
+                continue
             if topic.epoch:
-                epoch = (topic.behind or {}).get(subscription, topic.epoch)
-                found = self.read(topic.name, Position(epoch, since), None, MAX_MESSAGES, False, CHUNK)
+                found = self.read(topic.name, Position(behind[subscription], since), None, MAX_MESSAGES, False, CHUNK)
             else:
                 # It keeps nothing any more.
                 found = succeed(Slice(Position("", 0), reason="not_kept"))
@@ -493,20 +503,20 @@ class Hub:
     def _caught_up(self, found: Slice, subscription: Subscription, since: int) -> None:
         topic, subscriber = subscription.topic, subscription.subscriber
         client = subscriber.client
-        if subscriber.behind is None or subscription not in subscriber.behind or subscription.offset != since:
+        if subscription not in (topic.behind or ()) or subscription.offset != since:
             return
         if client.transport is None:
             return
         begun = perf_counter()
         offset = since
         if found.reason:
-            client.send_payloads([self._topic_event(topic, found.reason)])
+            client.send_payloads([topic_event(topic, found.reason)])
             offset = topic.offset
         elif found.messages:
             # What it missed is owed to it: that it waits ends no connection.
             client.transport.reply([self._for(subscription, *message) for message in found.messages])
             offset = found.messages[-1].offset
-        if client.transport is None or subscription not in (subscriber.behind or ()):
+        if client.transport is None or subscription not in (topic.behind or ()):
             return
         if offset >= topic.offset:
             self._part(subscription)
@@ -520,15 +530,6 @@ class Hub:
             subscriber.go_on_later()
         client.account.spend(begun, perf_counter())
 
-    def _topic_event(self, topic: Topic, reason: str = "") -> bytes:
-        """The event of another position on a live connection."""
-        event: dict[str, Any] = {"event": "topic", "topic": topic.name}
-        if topic.epoch:
-            event |= {"epoch": topic.epoch, "offset": topic.offset}
-        if reason:
-            event |= {"recovered": False, "reason": reason}
-        return write_json(event)
-
     def presence(self, topic: str, change: Change, teller: Any) -> None:
         """Tell of somebody who has come or gone, within a moment."""
         self.watching.change(topic, self._topics.get(topic), change, teller)
@@ -536,77 +537,6 @@ class Hub:
     def topic(self, name: str) -> Topic | None:
         """The topic, where somebody here is subscribed to it."""
         return self._topics.get(name)
-
-    # -- kinds and rights that change
-
-    def judge(self, may: Callable[[Subscriber, Subscription, Found], bool]) -> None:
-        """Judge every subscription by the kinds and rights of now, in as many turns as it takes.
-
-        :param may: whether a subscription goes on.
-        """
-        # What was published before is numbered as it was then.
-        self.flush()
-        self._judge_some(deque(self._topics.values()), self._renew, lambda: self._judge_all(may))
-
-    def _judge_all(self, may: Callable[[Subscriber, Subscription, Found], bool]) -> None:
-        self._judge_some(deque(self.subscribers.values()), partial(self._judge_each, may), lambda: None)
-
-    def _judge_each(self, may: Callable[[Subscriber, Subscription, Found], bool], subscriber: Subscriber) -> None:
-        for subscription in list(subscriber.topics.values()):
-            found = self.kinds.find(subscription.topic.name)
-            if found is None:
-                self.end(subscription, "kind_gone")
-            elif not may(subscriber, subscription, found):
-                self.end(subscription, "permission_denied")
-
-    def renew(self, name: str) -> None:
-        """Take over what the kind of a topic is now, which may not have had its turn yet."""
-        topic = self._topics.get(name)
-        if topic is not None and topic.generation != self.kinds.generation:
-            self._renew(topic)
-
-    def _renew(self, topic: Topic) -> None:
-        """Take over what the kind of a topic is now."""
-        found = self.kinds.find(topic.name)
-        if found is None or (found == topic.found and topic.generation == self.kinds.generation):
-            return
-        had_presence, was_kept = topic.found.kind.presence, bool(topic.epoch)
-        topic.found, topic.generation = found, self.kinds.generation
-        subscriptions = [*topic.members, *(topic.behind or ())]
-        if found.kind.presence is not had_presence:
-            for subscription in subscriptions:
-                subscriber = subscription.subscriber
-                if had_presence:
-                    self.engine.leave(topic.name, subscriber.id)
-                else:
-                    self.engine.enter(topic.name, subscriber.id, subscriber.user, NO_STATE)
-        if topic.listening is not None:
-            return
-        self.engine.unlisten(topic.name)
-        self.engine.listen(topic.name, topic.kept).addCallback(self._renumbered, topic, was_kept)
-
-    def _renumbered(self, position: Position | None, topic: Topic, was_kept: bool) -> None:
-        epoch, offset = ("", 0) if position is None else self.told(position)
-        if (epoch, offset) == (topic.epoch, topic.offset):
-            return
-        topic.epoch, topic.offset = epoch, offset
-        event = self._topic_event(topic, "not_kept" if was_kept and not epoch else "")
-        if topic.members:
-            # Behind what is on its way to them.
-            self._fan_out.add(list(topic.members), [event], [])
-            self._fan_out.begin(perf_counter())
-        for subscription in list(topic.behind or ()):
-            self.catch_up(subscription.subscriber)
-
-    def _judge_some(self, waiting: deque[T], judge: Callable[[T], None], then: Callable[[], None]) -> None:
-        """Judge each of ``waiting``, in as many turns as that takes."""
-        until = perf_counter() + SLICE
-        while waiting:
-            judge(waiting.popleft())
-            if perf_counter() > until:
-                self._batch.next_turn(partial(self._judge_some, waiting, judge, then))
-                return
-        then()
 
 
 def _with_messages(result: dict[str, Any], messages: list[bytes] | None, hold: Hold | None) -> dict[str, Any] | Written:

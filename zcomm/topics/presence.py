@@ -14,12 +14,14 @@ import msgspec
 from zcomm.budget.written import write_json
 from zcomm.interfaces import Change, Members
 
-__all__ = ["DETAIL", "DETAIL_AGAIN", "MAX_MEMBERS", "Roster", "Told", "Window", "raw_members"]
+__all__ = ["DETAIL", "DETAIL_AGAIN", "MAX_MEMBERS", "NO_STATE", "Roster", "Told", "Window", "raw_members"]
 
 #: Members that are named at most; those beyond are counted.
 MAX_MEMBERS = 10_000
 #: Connections up to which members are named in events and answers, and below which they are again.
 DETAIL, DETAIL_AGAIN = 200, 150
+#: What a connection says of itself where it says nothing.
+NO_STATE = b"{}"
 
 
 class Roster:
@@ -53,9 +55,11 @@ class Roster:
         """The connections of ``user``."""
         return self._users.get(user, 0)
 
-    def enter(self, connection: str, user: str, state: bytes) -> Change | None:
-        """Let a connection in, or take its new state; ``None`` where nothing is new."""
+    def enter(self, connection: str, user: str, state: bytes | None) -> Change | None:
+        """Let a connection in, or take its new state, if any; ``None`` where nothing is new."""
         known = self._members.get(connection)
+        if state is None:
+            state = NO_STATE if known is None else known[1]
         if known == (user, state) or connection in self._unnamed:
             return None
         before = self._users.get(user, 0)

@@ -82,6 +82,11 @@ class Subscriber:
         transport = self.client.transport
         return transport is None or transport.is_blocked
 
+    def is_in(self, topic: str) -> bool:
+        """Whether it is subscribed to ``topic``, and that is not about to be ended."""
+        subscription = self.topics.get(topic)
+        return subscription is not None and subscription.topic.has(subscription)
+
     def is_busy(self, topic: str) -> bool:
         """Whether a command on ``topic`` is under way."""
         return self._lanes is not None and topic in self._lanes

@@ -36,6 +36,7 @@ class Owner(Protocol):
     """The connection of a subscription: a :class:`~zcomm.topics.subscriber.Subscriber`."""
 
     id: str
+    user: str
     client: TopicClient
     topics: dict[str, Subscription]
     behind: dict[Subscription, None] | None
@@ -148,6 +149,32 @@ class Topic:
     def is_unused(self) -> bool:
         """Whether nobody needs it."""
         return not (self.members or self.behind or self.holders)
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """All of those who are told of messages, now or once they are caught up."""
+        return [*self.members, *(self.behind or ())]
+
+    def has(self, subscription: Subscription) -> bool:
+        """Whether a subscription to it goes on."""
+        return subscription in self.members or (self.behind is not None and subscription in self.behind)
+
+    def take_out(self, user: str | None) -> list[Subscription]:
+        """Tell the subscriptions of ``user`` nothing that is published from now on; everybody's where it is ``None``.
+
+        :returns: them, which are ended one after the other.
+        """
+        if user is None:
+            ended = self.subscriptions
+            self.members, self.behind = {}, None
+            return ended
+        ended = [subscription for subscription in self.subscriptions if subscription.subscriber.user == user]
+        for subscription in ended:
+            self.members.pop(subscription, None)
+            if self.behind is not None:
+                self.behind.pop(subscription, None)
+        self.behind = self.behind or None
+        return ended
 
     def payload(self, offset: int, fragment: bytes) -> bytes:
         """The event of a message."""

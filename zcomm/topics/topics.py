@@ -97,7 +97,7 @@ class Topics:
         if len(self.hub):
             # Some of what is subscribed to may be of this kind from now on, and be kept no more, or only now.
             self.kinds.generation += 1
-            self.hub.judge(self._goes_on)
+            self.hub.judging.judge(self._goes_on)
         return kind
 
     def on_presence(self, pattern: str) -> Callable[[F], F]:
@@ -135,7 +135,7 @@ class Topics:
             if self._file is not None:
                 self.read_file(self._file)
         finally:
-            self.hub.judge(self._goes_on)
+            self.hub.judging.judge(self._goes_on)
 
     def _goes_on(self, subscriber: Subscriber, subscription: Subscription, found: Found) -> bool:
         try:
@@ -275,7 +275,7 @@ class Topics:
             digest = digest_of(topic, asked)
         kept = Kept(kind.history, kind.keep) if kind.history else None
         if self.kinds.generation:
-            self.hub.renew(topic)
+            self.hub.judging.renew(topic)
         sent = self.engine.publish(topic, kept, fragment, author, origin, key, digest, teller)
         return sent.addCallback(self._position) if self.kinds.generation else sent
 
@@ -365,9 +365,8 @@ class Topics:
         except CommandError:
             return fail()
         clients = [client for client in self._clients() if client.identity.name == to]
-        putting = [self._put(client, topic) for client in clients]
         count = Deferred[int]()
-        left = len(putting)
+        left = len(clients)
         put = 0
 
         def done(is_in: Any) -> None:
@@ -377,29 +376,23 @@ class Topics:
             if not left:
                 count.callback(put)
 
-        for each in putting:
-            each.addBoth(done)
+        def put_in(client: Any) -> None:
+            maybeDeferred(self._put, client, topic).addBoth(done)
+
         if not clients:
             count.callback(0)
+        self.hub.judging.begin(partial(put_in, client) for client in clients)
         return count
 
     def unsubscribe(self, topic: str, to: str | None = None) -> int:
-        """End subscriptions; each client is told (``event: unsubscribed``, ``ended``).
+        """End subscriptions: none of them hears of what is published from now on. Each client is told (``event:
+        unsubscribed``, ``ended``), in as many turns as that takes.
 
         :param to: the name of the user; everybody when it is left out.
         :returns: how many of them.
         """
         found = self.hub.topic(topic)
-        if found is None:
-            return 0
-        ended = [
-            subscription
-            for subscription in [*found.members, *(found.behind or ())]
-            if to is None or subscription.subscriber.user == to
-        ]
-        for subscription in ended:
-            self.hub.end(subscription, "ended")
-        return len(ended)
+        return 0 if found is None else self.hub.judging.end_all(found, to, "ended")
 
     def _clients(self) -> list[Any]:
         return [client for registry in self._registries for client in registry]
@@ -430,7 +423,7 @@ class Topics:
 
         def run() -> Any:
             judge = partial(self.check, client.identity, client.permissions, "subscribe", name)
-            if name in subscriber.topics:
+            if subscriber.is_in(name):
                 return False
             found = judge()
             answer = self.ask(found, client.identity, "subscribe")
