@@ -298,6 +298,10 @@ async def test_what_is_published_is_a_command_of_that_key(served: Served):
         for body in (b'{},"zKey":"ping","a":{}', b"{}}", b"", b"{", b'1,"zKey":"ping"', b'{"a":1} {"b":2}', b"[" * 70):
             status, told = await posted(served, body, path="/publish")
             assert (status, told["code"]) == (400, "bad_message"), body
+        # Deeper than Python's stack, which no reader of JSON goes down.
+        for body in (b"[" * 100_000, b"[" * 100_000 + b"]" * 100_000, b'{"data":' * 50_000):
+            status, told = await posted(served, body, path="/publish")
+            assert (status, told["error"]) == (400, "Too deep: at most 64 levels of nesting")
         assert heard == []
         for refused in ({"token": None}, {"content_type": "text/plain"}, {"headers": "Origin: null\r\n"}):
             assert (await posted(served, {"topic": "x"}, path="/publish", **refused))[0] in (401, 403, 415)

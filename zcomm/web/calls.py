@@ -400,6 +400,11 @@ class _Call(Sender):
             except msgspec.DecodeError:
                 self._fail(400, BadMessage("Invalid JSON"))
                 return
+            except RecursionError:
+                # As is told of a message.
+                most = factory.limits.json_depth
+                self._fail(400, BadMessage(f"Too deep: at most {most} levels of nesting"))
+                return
             # The key is the last, which counts, whatever stands before it.
             body = b'{"zHorizontal":%s,"zKey":"zPublish"}' % body
         # A connection of the program's own may answer nothing.
