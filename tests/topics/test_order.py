@@ -456,3 +456,38 @@ def test_rights_that_end_while_the_program_is_asked(action: str, key: str):
     slow.answer(True)
     server.settle()
     assert_error(read, "permission_denied")
+
+
+@pytest.mark.parametrize("end", ["answer", "time", "loss"])
+def test_a_program_that_is_asked_who_is_put_into_a_topic(end: str):
+    """What the program does not answer in the time of a command keeps the connection's own commands on that topic
+    waiting no longer; who is gone is not put in, and leaves nothing behind."""
+    server, rooms = server_with()
+    may = rooms.allow("subscribe")(Slow())
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    put: list[int] = []
+    server.bifrost.topics.subscribe("room:1", to="ann").addCallback(put.append)
+    left = server.bifrost.topics.unsubscribe("room:1", to="ann")
+    assert (put, left, may.asked) == ([], 0, ["ann"])
+    own = ann.call("zPublish", ROOM | {"data": 1})
+    if end == "answer":
+        may.answer(True)
+    elif end == "time":
+        server.advance(29)
+        assert put == []
+        server.advance(1)
+    else:
+        ann.close()
+        server.settle()
+    assert put == [end == "answer"]
+    if end == "loss":
+        assert not [call for call in server.clock.getDelayedCalls() if call.getTime() == 30.0]
+    else:
+        server.settle()
+        assert own.called
+        assert_reply(bob.call("zHistory", ROOM | {"limit": 1}))
+        assert [event["event"] for event in ann.messages] == (["subscribed", "message"] if end == "answer" else [])
+    if end != "answer":
+        may.answer(True)
+        server.settle()
+        assert server.bifrost.topics.hub.topic("room:1") is None

@@ -111,6 +111,44 @@ def test_a_policy_that_grants_less():
     assert answer(server, looker, "zSubscribe", {"topic": "room:1"})["topic"] == "room:1"
 
 
+def test_own_topics_that_there_are_only_now(declare: Callable[[MemoryServer, str], None]):
+    """Whoever is connected is put into them, too, when their kind comes or the policy grants them; and nobody twice."""
+
+    def policy(grants: str) -> Policy:
+        return Policy.from_yaml(f"user: {{topics: {grants}}}", "policy.yaml")
+
+    permissions = policy('{"user:$name": [subscribe]}')
+    server = MemoryServer(permissions=permissions)
+    declare(server, '"room:{id}": {}\n')
+    clients = [server.connect(identity=identity) for identity in (ALICE, ALICE, Identity("b:b", "user"))]
+    nobody = server.connect(identity=Identity("anonymous", "user"))
+    names = ["user:alice", "user:alice", "user:b%3Ab"]
+    are_in = [[{"event": "subscribed", "topic": name}] for name in names]
+    server.bifrost.topics.topic("mine:{name}", personal=True)
+    assert [taken(server, client) for client in clients] == [[]] * 3
+    declare(server, '"user:{name}": {personal: true}\n')
+    assert [taken(server, client) for client in clients] == are_in
+    server.bifrost.topics.reload()
+    assert [taken(server, client) for client in clients] == [[]] * 3
+    permissions.become(policy("{}"))
+    server.bifrost.topics.reload()
+    assert [[event["event"] for event in taken(server, client)] for client in clients] == [["unsubscribed"]] * 3
+    permissions.become(policy('{"user:$name": [subscribe], "mine:$name": [subscribe]}'))
+    server.bifrost.topics.reload()
+    assert [[event["topic"] for event in taken(server, client)] for client in clients] == [
+        [f"mine:{name[5:]}", name] for name in names
+    ]
+    assert taken(server, nobody) == []
+
+
+def test_own_topics_of_a_program_that_declares_them_late():
+    """The same, where a program declares the kind while clients are connected, and none of them is in any topic."""
+    server = MemoryServer()
+    client = server.connect(identity=ALICE)
+    server.bifrost.topics.topic("user:{name}", personal=True)
+    assert taken(server, client) == [{"event": "subscribed", "topic": "user:alice"}]
+
+
 def test_a_no_that_comes_late_ends_no_later_subscription():
     """The program is asked again about those who are subscribed; who has subscribed anew since has its own answer."""
     server = MemoryServer()

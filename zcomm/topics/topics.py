@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,7 +60,9 @@ class Topics:
         self.engine = engine
         self.kinds = Kinds()
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        batch = WriteBatch(at_end_of_turn)
+        self._batch = batch = WriteBatch(at_end_of_turn)
+        self._clock = reactor
+        self._seconds = limits.command_timeout
         self.hub = Hub(
             engine, self.kinds, reactor, limits, budgets, batch, fan_out, self._is_heard, self._came_and_went
         )
@@ -98,6 +101,9 @@ class Topics:
             # Some of what is subscribed to may be of this kind from now on, and be kept no more, or only now.
             self.kinds.generation += 1
             self.hub.judging.judge(self._goes_on)
+        if personal and self._registries:
+            # Not before the program has said who may.
+            self._batch.next_turn(lambda: self.hub.judging.begin(self._welcoming()))
         return kind
 
     def on_presence(self, pattern: str) -> Callable[[F], F]:
@@ -127,7 +133,8 @@ class Topics:
         self._file = path
 
     def reload(self) -> None:
-        """Read the file of kinds anew, and judge every subscription by the kinds and rights of now.
+        """Read the file of kinds anew, judge every subscription by the kinds and rights of now, and subscribe
+        connections to those of their users' own topics that are theirs only now.
 
         :raises ConfigError: for a file that cannot be used: its kinds stay as they are.
         """
@@ -135,7 +142,7 @@ class Topics:
             if self._file is not None:
                 self.read_file(self._file)
         finally:
-            self.hub.judging.judge(self._goes_on)
+            self.hub.judging.judge(self._goes_on, self._welcoming())
 
     def _goes_on(self, subscriber: Subscriber, subscription: Subscription, found: Found) -> bool:
         try:
@@ -411,11 +418,16 @@ class Topics:
             self.hub.watching.stop()
 
     def welcome(self, client: Any) -> None:
-        """Subscribe a connection that was just admitted to its user's own topics."""
+        """Subscribe a connection to its user's own topics, as far as it is not in them."""
         for kind in self.kinds.personal:
             name = own_topic(kind, client.identity)
-            if name is not None:
+            if name is not None and (client.subscriber is None or not client.subscriber.is_in(name)):
                 self._put(client, name)
+
+    def _welcoming(self) -> Iterator[Callable[[], None]]:
+        """The steps in which the connections that there are come into their users' own topics."""
+        clients = self._clients() if self.kinds.personal else []
+        return (partial(self.welcome, client) for client in clients if client.transport is not None)
 
     def _put(self, client: Any, name: str) -> Deferred[bool]:
         """Subscribe a connection by itself; a Deferred of whether it came in."""
@@ -442,7 +454,12 @@ class Topics:
                 self._log.failure("{client} could not be subscribed to {topic!r}", failure, client=client, topic=name)
             return False
 
-        return maybeDeferred(subscriber.in_order, name, run).addCallbacks(told, failed)
+        putting = maybeDeferred(subscriber.in_order, name, run)
+        if not putting.called:
+            # It takes no longer than a command: those on the same topic wait for it.
+            putting.addTimeout(self._seconds, self._clock)
+            _end_with(client, putting)
+        return putting.addCallbacks(told, failed)
 
     # -- those who come and go
 
@@ -471,6 +488,21 @@ def answer_of(result: Any) -> Any:
     outcome: Deferred[Any] = Deferred(cancel)
     answer.addBoth(lambda found: None if outcome.called else outcome.callback(found))
     return outcome
+
+
+def _end_with(client: Any, running: Deferred[Any]) -> None:
+    """Cancel what runs for a client when that is gone."""
+
+    def lost(_: Any) -> None:
+        running.cancel()
+
+    def over(result: Any) -> Any:
+        with suppress(ValueError):
+            client.on_lost.remove(lost)
+        return result
+
+    client.on_lost.append(lost)
+    running.addBoth(over)
 
 
 def _require(answer: Any) -> None:
