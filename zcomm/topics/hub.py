@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from zcomm.budget.account import PUBLISH_BURST, Bucket
 from zcomm.budget.budgets import Budgets
@@ -67,6 +68,8 @@ class Hub:
     :ivar watching: tells of presence.
     :ivar judging: lets subscriptions follow kinds and rights that change.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -427,7 +430,11 @@ class Hub:
             pending, topic.pending = topic.pending, None
             late, topic.late = topic.late, None
             if pending and topic.members:
-                self._send(topic, pending, late or {})
+                try:
+                    self._send(topic, pending, late or {})
+                except Exception:
+                    # Those of other topics go out all the same.
+                    self._log.failure("messages of {topic} could not be sent", topic=topic.name)
         self._fan_out.begin(begun)
 
     def _send(self, topic: Topic, pending: list[Message], late: dict[Subscription, int]) -> None:
@@ -443,7 +450,7 @@ class Hub:
             behind = partial(self._falls_behind, topic.epoch, pending[0].offset - 1)
         hearers = [one for one in topic.members if one not in special] if special else list(topic.members)
         if hearers:
-            self._fan_out.add(hearers, [message.payload for message in pending], tellers, behind)
+            self._fan_out.add(hearers, [message.payload for message in pending], tellers, behind, topic.name)
         for subscription in special:
             rest = pending[late.get(subscription, 0) :]
             if rest and subscription in topic.members:
@@ -452,7 +459,7 @@ class Hub:
                 payloads = [
                     self._for(subscription, message.offset, message.fragment, message.origin) for message in rest
                 ]
-                self._fan_out.add([subscription], payloads, tellers, behind)
+                self._fan_out.add([subscription], payloads, tellers, behind, topic.name)
 
     def _for(self, subscription: Subscription, offset: int, fragment: bytes, origin: str) -> bytes:
         """The event of a message as a subscriber gets it."""

@@ -172,7 +172,7 @@ class Judging:
         event = topic_event(topic, "not_kept" if was_kept and not epoch else "")
         if topic.members:
             # Behind what is on its way to them.
-            self._fan_out.add(list(topic.members), [event], [])
+            self._fan_out.add(list(topic.members), [event], [], about=topic.name)
             self._fan_out.begin(perf_counter())
         if topic.behind:
             subscribers = [subscription.subscriber for subscription in topic.behind]

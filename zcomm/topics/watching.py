@@ -122,7 +122,7 @@ class Watching:
         told = window.close(now, counts, is_detailed, is_detailed and not was_detailed)
         if topic is not None and topic.watchers:
             payload = b'{"event":"presence","topic":"%s",%s}' % (name.encode(), told.event)
-            self._fan_out.add(list(topic.watchers), [payload], list(waiting.tellers), _misses)
+            self._fan_out.add(list(topic.watchers), [payload], list(waiting.tellers), _misses, name)
             self._fan_out.begin(begun)
         if told.arrived or told.gone:
             self._on_presence(name, told.arrived, told.gone)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
+from twisted.logger import Logger
+
 from zcomm.budget.account import Account
 from zcomm.wire.deflate import deflated_frames
 from zcomm.wire.frames import frames
@@ -82,13 +84,14 @@ def fan_out(recipients: Sequence[Recipient], payloads: list[bytes], behind: list
             recipient.send_frames(compressed[bits])
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Sending:
     """The messages that some are being sent.
 
     :ivar tellers: whose time it takes.
     :ivar behind: is told of each who does not take what it has already, and so is not sent these; without it they wait
         for the hearer.
+    :ivar about: what the log calls them.
     :ivar done: how many of the hearers have been sent them.
     """
 
@@ -96,6 +99,7 @@ class _Sending:
     payloads: list[bytes]
     tellers: list[Account]
     behind: Callable[[Any], None] | None
+    about: str
     done: int = 0
 
 
@@ -105,6 +109,8 @@ class FanOut:
     :param batch: says when a turn is over.
     :param send: sends the same messages through many transports at the least cost (:func:`fan_out`).
     """
+
+    _log = Logger()
 
     def __init__(self, batch: WriteBatch, send: Send):
         self._batch = batch
@@ -118,14 +124,16 @@ class FanOut:
         payloads: list[bytes],
         tellers: list[Account],
         behind: Callable[[Any], None] | None = None,
+        about: str = "all",
     ) -> None:
         """Send ``payloads`` to ``hearers``, behind what was added before; :meth:`begin` begins with it.
 
         :param tellers: whose time it takes.
         :param behind: called with each who does not take what it has already, and is sent nothing; without it the
             messages wait for whoever is slow.
+        :param about: what the log calls them where they cannot be sent, such as their topic.
         """
-        self._sending.append(_Sending(hearers, payloads, tellers, behind))
+        self._sending.append(_Sending(hearers=hearers, payloads=payloads, tellers=tellers, behind=behind, about=about))
 
     def begin(self, since: float) -> None:
         """Send what was added, unless that goes on already.
@@ -153,15 +161,22 @@ class FanOut:
                 self._sending.popleft()
             elif left < size:
                 left = 0
-            if sending.behind is None:
-                self._send([transport for one in piece if (transport := one.transport) is not None], sending.payloads)
-            else:
-                there = [one for one in piece if one.transport is not None]
-                slow: list[int] = []
-                self._send([one.transport for one in there], sending.payloads, slow)
-                for place in slow:
-                    sending.behind(there[place])
+            try:
+                self._send_piece(sending, piece)
+            except Exception:
+                # What is told of other things goes out all the same.
+                self._log.failure("not all could be sent what was to be told of {about}", about=sending.about)
             now = perf_counter()
             for account in sending.tellers:
                 account.spend(since, since + (now - since) / len(sending.tellers))
             since = now
+
+    def _send_piece(self, sending: _Sending, piece: Sequence[Hearer]) -> None:
+        if sending.behind is None:
+            self._send([transport for one in piece if (transport := one.transport) is not None], sending.payloads)
+            return
+        there = [one for one in piece if one.transport is not None]
+        slow: list[int] = []
+        self._send([one.transport for one in there], sending.payloads, slow)
+        for place in slow:
+            sending.behind(there[place])
