@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.logger import LogEvent, eventAsText, globalLogPublisher
+from twisted.logger import LogEvent, eventAsText
 
 from zcomm.interfaces import Identity
 from zcomm.testing import MemoryServer
@@ -14,15 +13,6 @@ from zcomm.testing.server import _MemoryBifrost
 from zcomm.topics.subscriptions import Topic
 
 ANN = Identity("ann", "user")
-
-
-@pytest.fixture
-def log() -> Iterator[list[LogEvent]]:
-    """What is logged."""
-    events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 @pytest.mark.parametrize("where", ["made", "sent"])

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent
 
+from zcomm.auth.policy import Policy
 from zcomm.interfaces import Identity
 from zcomm.testing import MemoryClient, MemoryServer
 from zcomm.topics import judging
@@ -308,6 +310,65 @@ def test_a_second_reload_before_the_first_is_through(turns: Turns, declare: Call
     for client in clients:
         assert [event["event"] for event in taken(client)] == ([] if client in ended else ["topic"])
     assert server.topics.hub.subscriptions == 20 - len(ended)
+
+
+def test_a_kind_that_becomes_personal(turns: Turns, declare: Callable[[MemoryServer, str], None], log: list[LogEvent]):
+    """Those who are connected come into their own topics one after the other, and go out of them again where they have
+    not asked for them; who is gone meanwhile stops nobody."""
+    server = server_with()
+    plain, personal = '"user:{name}": {}\n"room:{id}": {}\n', '"user:{name}": {personal: true}\n"room:{id}": {}\n'
+    declare(server, plain)
+    names = ["ann", "ann", "bob", "eve", "anonymous", "gone"]
+    clients = [server.connect(identity=Identity(name, "user")) for name in names]
+    for client in clients[1:3]:
+        # The second becomes somebody else's.
+        result(client, "zSubscribe", topic="user:ann")
+    declare(server, personal)
+    clients[5].vanish()
+    assert turns.all() >= 6
+    assert [[(event["event"], event["topic"]) for event in taken(client)] for client in clients] == [
+        [("subscribed", "user:ann")],
+        [],
+        [("unsubscribed", "user:ann"), ("subscribed", "user:bob")],
+        [("subscribed", "user:eve")],
+        [],
+        [],
+    ]
+    declare(server, personal)
+    turns.all()
+    assert not any(taken(client) for client in clients)
+    result(clients[3], "zSubscribe", topic="user:eve")
+    declare(server, plain)
+    turns.all()
+    ended = [{"event": "unsubscribed", "topic": f"user:{name}", "reason": "ended"} for name in ("ann", "bob")]
+    assert [taken(client) for client in clients[:4]] == [ended[:1], [], ended[1:], []]
+    assert server.topics.hub.subscriptions == 2
+    assert not any("log_failure" in event for event in log)
+
+
+def test_a_personal_kind_that_is_declared_later(turns: Turns):
+    """What the program says of it in the same turn holds for those who are connected already; who has a narrower kind
+    has none of their own, and comes into it with it."""
+    server = server_with()
+    clients = [server.connect(identity=Identity(name, "user")) for name in ("bob", "ann", "eve")]
+    users = server.topics.topic("user:{name}", personal=True)
+    users.allow("subscribe")(lambda identity, name: name != "bob")
+    server.topics.topic("user:eve", publish="nobody")
+    turns.all()
+    assert [[event["topic"] for event in taken(client)] for client in clients] == [[], ["user:ann"], []]
+
+
+def test_rights_to_a_topic_of_ones_own_that_come_later(turns: Turns):
+    """Who may be in it only now comes in."""
+    permissions = Policy.from_yaml("user: {topics: {}}", "policy.yaml")
+    server = server_with(permissions=permissions)
+    server.topics.topic("user:{name}", personal=True)
+    client = server.connect(identity=ANN)
+    assert taken(client) == []
+    permissions.become(Policy.from_yaml('user: {topics: {"user:$name": [subscribe]}}', "policy.yaml"))
+    server.topics.reload()
+    turns.all()
+    assert taken(client) == [{"event": "subscribed", "topic": "user:ann"}]
 
 
 def test_a_step_that_fails_stops_no_other(turns: Turns):

@@ -348,7 +348,8 @@ class Hub:
         else:
             self._part(old)
         self._begun += 1
-        self._take_in(Subscription(topic, subscriber, asked.echo, asked.presence, self._begun))
+        number = -self._begun if asked.is_own else self._begun
+        self._take_in(Subscription(topic, subscriber, asked.echo, asked.presence, number))
 
     def _take_in(self, subscription: Subscription) -> None:
         topic, subscriber = subscription.topic, subscription.subscriber

@@ -109,8 +109,9 @@ class Judging:
     # -- kinds and rights that change
 
     def judge(self, may: May, then: Iterable[Callable[[], object]] = ()) -> None:
-        """Judge every subscription by the kinds and rights of now. What is left of a judging before is dropped: this
-        one comes to all of it.
+        """Judge every subscription by the kinds and rights of now, from the next turn on: what the program still says
+        of a kind that it has just declared holds for it. What is left of a judging before is dropped: this one comes to
+        all of it.
 
         :param may: whether a subscription goes on.
         :param then: further steps, behind all of these.
@@ -125,7 +126,10 @@ class Judging:
             for subscriber in list(self._subscribers.values())
             for name in list(subscriber.topics)
         )
-        self.begin(takewhile(lambda _: number == self._passes, chain(renewing, judging, then)))
+        self._work.append(takewhile(lambda _: number == self._passes, chain(renewing, judging, then)))
+        if not self._goes_on:
+            self._goes_on = True
+            self._batch.next_turn(self._go_on)
 
     def _judge(self, may: May, subscriber: Subscriber, name: str) -> None:
         subscription = subscriber.topics.get(name)
@@ -136,6 +140,9 @@ class Judging:
             self._home.end(subscription, "kind_gone")
         elif not may(subscriber, subscription, found):
             self._home.end(subscription, "permission_denied")
+        elif subscription.number < 0 and not found.kind.personal:
+            # Nobody has asked for it.
+            self._home.end(subscription, "ended")
 
     def renew(self, name: str) -> None:
         """Take over what the kind of a topic is now, which may not have had its turn yet."""

@@ -51,6 +51,7 @@ class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
     :ivar presence: whether it is told who is there.
     :ivar state: one's own, as JSON.
     :ivar echo: whether one's own messages come back whole.
+    :ivar is_own: whether the server asks it, because the topic is the user's own.
     """
 
     topic: str
@@ -59,6 +60,7 @@ class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
     presence: bool = False
     state: bytes | None = None
     echo: bool = True
+    is_own: bool = False
 
 
 class Publish(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ class Subscription:
 
     :ivar echo: whether the connection's own messages come back whole.
     :ivar watches: whether it is told who comes and goes.
-    :ivar number: of the request that it was begun by.
+    :ivar number: of the request that it was begun by; negative where the server has begun it, as the user's own.
     :ivar offset: of one that is behind, the last message that it was sent.
     """
 

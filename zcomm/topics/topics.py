@@ -60,7 +60,7 @@ class Topics:
         self.engine = engine
         self.kinds = Kinds()
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        self._batch = batch = WriteBatch(at_end_of_turn)
+        batch = WriteBatch(at_end_of_turn)
         self._clock = reactor
         self._seconds = limits.command_timeout
         self.hub = Hub(
@@ -100,10 +100,8 @@ class Topics:
         if len(self.hub):
             # Some of what is subscribed to may be of this kind from now on, and be kept no more, or only now.
             self.kinds.generation += 1
-            self.hub.judging.judge(self._goes_on)
-        if personal and self._registries:
-            # Not before the program has said who may.
-            self._batch.next_turn(lambda: self.hub.judging.begin(self._welcoming()))
+        if len(self.hub) or (personal and self._clients()):
+            self.hub.judging.judge(self._goes_on, self._welcoming())
         return kind
 
     def on_presence(self, pattern: str) -> Callable[[F], F]:
@@ -421,16 +419,21 @@ class Topics:
         """Subscribe a connection to its user's own topics, as far as it is not in them."""
         for kind in self.kinds.personal:
             name = own_topic(kind, client.identity)
-            if name is not None and (client.subscriber is None or not client.subscriber.is_in(name)):
-                self._put(client, name)
+            found = None if name is None else self.kinds.find(name)
+            if name is None or found is None or found.kind is not kind:
+                # It has none, or that is of a narrower kind.
+                continue
+            if client.subscriber is None or not client.subscriber.is_in(name):
+                self._put(client, name, is_own=True)
 
     def _welcoming(self) -> Iterator[Callable[[], None]]:
         """The steps in which the connections that there are come into their users' own topics."""
         clients = self._clients() if self.kinds.personal else []
         return (partial(self.welcome, client) for client in clients if client.transport is not None)
 
-    def _put(self, client: Any, name: str) -> Deferred[bool]:
+    def _put(self, client: Any, name: str, is_own: bool = False) -> Deferred[bool]:
         """Subscribe a connection by itself; a Deferred of whether it came in."""
+        asked = Subscribe(topic=name, is_own=is_own)
         subscriber = self.hub.subscriber(client)
 
         def run() -> Any:
@@ -440,8 +443,8 @@ class Topics:
             found = judge()
             answer = self.ask(found, client.identity, "subscribe")
             if isinstance(answer, Deferred):
-                return answer.addCallback(lambda _: self.hub.subscribe(subscriber, Subscribe(topic=name), found, judge))
-            return self.hub.subscribe(subscriber, Subscribe(topic=name), found, judge)
+                return answer.addCallback(lambda _: self.hub.subscribe(subscriber, asked, found, judge))
+            return self.hub.subscribe(subscriber, asked, found, judge)
 
         def told(result: Any) -> bool:
             if result is False:
