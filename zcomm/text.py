@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from urllib.parse import unquote_plus
 
-__all__ = ["did_you_mean", "quoted", "redact", "redact_command", "redact_url"]
+__all__ = ["did_you_mean", "quoted", "redact", "redact_command", "redact_url", "some"]
 
 #: Characters of the longest name that a near one is looked for: comparing takes time by the square of the length.
 _MAX_NAME = 64
@@ -135,6 +135,13 @@ def quoted(text: object) -> str:
     if len(shown) > 64:
         shown = shown[:61] + "..."
     return '"' + "".join(char if char.isprintable() else "?" for char in shown) + '"'
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """``names`` in a line, at most so many of them: ``a, b and 3 more``."""
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
 
 
 def redact(text: str, *secrets: str) -> str:

@@ -185,3 +185,26 @@ def test_the_longest_pattern():
     """One whose shortest name has 255 characters has that one name at least."""
     pattern = NamePattern("x" * 254 + "{id}")
     assert pattern.match("x" * 254 + "y") == {"id": "y"} and pattern.match("x" * 254) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ("room:{id}", "room:{name}", True),
+        ("room:{id}", "{kind}:{id}", True),
+        ("room:1", "room:{id}", True),
+        ("room:1", "room:2", False),
+        ("room:{id}", "room:{id}:typing", False),
+        ("room", "room:{id}", False),
+        ("a{x}", "ab{y}", True),
+        ("a{x}c", "b{y}", False),
+        ("{x}ab", "{y}b", True),
+        ("{x}ab", "{y}c", False),
+        ("ab", "a{x}b", False),
+        ("acb", "a{x}b", True),
+    ],
+)
+def test_patterns_that_have_a_name_in_common(one: str, other: str, meet: bool):
+    """Whichever of the two is asked."""
+    first, second = NamePattern(one), NamePattern(other)
+    assert first.meets(second) is second.meets(first) is meet

@@ -366,8 +366,9 @@ class zBifrost(Service, metaclass=HookRefusing):
 
         Each call has a Deferred of its own; the start is given up when all of them are cancelled. It fails with
         ``CannotListenError``, with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or whose TLS key or
-        certificate cannot be used, and with :class:`~zcomm.errors.NotListening` when the server is stopped before all
-        of its endpoints listen. While it stops it fails with :class:`~zcomm.errors.Unavailable`.
+        certificate cannot be used and for an ``on_presence`` that would never hear of any, and with
+        :class:`~zcomm.errors.NotListening` when the server is stopped before all of its endpoints listen. While it
+        stops it fails with :class:`~zcomm.errors.Unavailable`.
         """
         if self._leaving:
             # Its old clients and the new ones would be told apart by nobody.
@@ -375,6 +376,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         if self._starting is not None:
             return succeed(self._ports[0]) if self._ports else self._asking.add()
         try:
+            self.topics.check_hooks()
             endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()

@@ -230,6 +230,18 @@ class Kinds:
         self.personal = [kind for kind in self._sorted if kind.personal]
         self._found.clear()
 
+    def has_presence(self, pattern: NamePattern) -> bool:
+        """Whether there may be topics of such names that have presence."""
+        if not self.is_declared:
+            return AD_HOC.presence
+        for kind in self._sorted:
+            if kind.pattern.shape == pattern.shape:
+                # What is of another kind all the same is of a narrower one, and those came before.
+                return kind.presence
+            if kind.presence and kind.pattern.meets(pattern):
+                return True
+        return False
+
     def find(self, name: str) -> Found | None:
         """The kind of the topic ``name``, the narrowest that fits; ``None`` where it has none."""
         try:

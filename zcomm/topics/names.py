@@ -55,6 +55,15 @@ class _Segment:
             return None
         return text[len(self.before) : end]
 
+    def meets(self, other: _Segment) -> bool:
+        """Whether a text fits both."""
+        if not self.parameter:
+            return other.value(self.before) is not None
+        if not other.parameter:
+            return self.value(other.before) is not None
+        begins, ends = sorted((self.before, other.before), key=len), sorted((self.after, other.after), key=len)
+        return begins[1].startswith(begins[0]) and ends[1].endswith(ends[0])
+
 
 class NamePattern:
     """The names of one kind of topic: ``room:{id}``, where ``{id}`` is one or more characters other than ``:``.
@@ -118,6 +127,11 @@ class NamePattern:
             if segment.parameter:
                 values[segment.parameter] = value
         return values
+
+    def meets(self, other: NamePattern) -> bool:
+        """Whether a name fits both."""
+        mine, others = self._segments, other._segments
+        return len(mine) == len(others) and all(one.meets(two) for one, two in zip(mine, others, strict=True))
 
     def name(self, values: Mapping[str, str]) -> str:
         """The name with these values of the parameters."""

@@ -15,10 +15,10 @@ from twisted.python.failure import Failure
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.written import write_json
 from zcomm.config import Limits, read_text
-from zcomm.errors import CommandError, Invalid, NotFound, PermissionDenied
+from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied
 from zcomm.interfaces import RIGHTS, Identity, IEngine, Kept, Permissions, Position, Slice
 from zcomm.runtime.deferreds import awaited
-from zcomm.text import did_you_mean, quoted
+from zcomm.text import did_you_mean, quoted, some
 from zcomm.topics.hub import Hub
 from zcomm.topics.keys import digest_of
 from zcomm.topics.kinds import Found, Kind, Kinds, check_callable, kinds_from_yaml, own_topic
@@ -60,7 +60,7 @@ class Topics:
         self.engine = engine
         self.kinds = Kinds()
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        batch = WriteBatch(at_end_of_turn)
+        self._batch = batch = WriteBatch(at_end_of_turn)
         self._clock = reactor
         self._seconds = limits.command_timeout
         self.hub = Hub(
@@ -69,6 +69,7 @@ class Topics:
         #: The connections of each server.
         self._registries: list[Iterable[Any]] = []
         self._hooks: list[tuple[NamePattern, Callable[..., Any]]] = []
+        self._will_check = False
         self._file: Any = None
 
     # -- what a program declares
@@ -102,6 +103,7 @@ class Topics:
             self.kinds.generation += 1
         if len(self.hub) or (personal and self._clients()):
             self.hub.judging.judge(self._goes_on, self._welcoming())
+        self._check_hooks_later()
         return kind
 
     def on_presence(self, pattern: str) -> Callable[[F], F]:
@@ -111,6 +113,9 @@ class Topics:
         and the parts of the name by their names: ``seen(arrived, gone, id)``. What happens within a fifth of a second
         is told together, and who came and left within it not at all. It may return a Deferred or a coroutine.
 
+        It has to be the pattern of topics that have presence, at the latest when the first server listens, which fails
+        otherwise; later the log says so.
+
         :raises ConfigError: for a pattern that is none, and for a function that cannot be called so.
         """
         found = NamePattern(pattern, "on_presence")
@@ -118,9 +123,34 @@ class Topics:
         def register(function: F) -> F:
             check_callable("on_presence", function, 2, "(arrived, gone", found)
             self._hooks.append((found, function))
+            self._check_hooks_later()
             return function
 
         return register
+
+    def check_hooks(self) -> None:
+        """Look whether all functions that are to hear of presence can hear of any.
+
+        :raises ConfigError: naming the patterns that no kind with presence has.
+        """
+        silent = [pattern.text for pattern, _ in self._hooks if not self.kinds.has_presence(pattern)]
+        if silent:
+            known = [kind.pattern.text for kind in self.kinds if kind.presence]
+            hint = f"those are {some(known)}" if known else "declare one with presence=True"
+            raise ConfigError("on_presence", f"{some(silent)}: no kind of topics with presence has such names; {hint}")
+
+    def _check_hooks_later(self) -> None:
+        """Let the log say what :meth:`check_hooks` finds once the program has said all it says in this turn."""
+        if self._hooks and self._registries and not self._will_check:
+            self._will_check = True
+            self._batch.next_turn(self._tell_of_hooks)
+
+    def _tell_of_hooks(self) -> None:
+        self._will_check = False
+        try:
+            self.check_hooks()
+        except ConfigError as error:
+            self._log.warn("WARNING: {reason}", reason=str(error))
 
     def read_file(self, path: Any) -> None:
         """Take the kinds of a file (``--topics``), in the place of those that it had before.
@@ -141,6 +171,7 @@ class Topics:
                 self.read_file(self._file)
         finally:
             self.hub.judging.judge(self._goes_on, self._welcoming())
+            self._check_hooks_later()
 
     def _goes_on(self, subscriber: Subscriber, subscription: Subscription, found: Found) -> bool:
         try:
