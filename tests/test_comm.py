@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -809,3 +809,31 @@ def test_contact_n12_a37_the_log_of_a_start_is_so(data_dir: Path):
         lines = daemon._announcement()
         assert line in lines
         assert any("runs as root" in one for one in lines) is (os.geteuid() == 0)
+
+
+def test_the_log_names_the_policy_and_the_kinds_of_topics(data_dir: Path):
+    """At the start and when they were read anew, also where the new file cannot be used: those that hold then. Of many
+    kinds it names a few."""
+    policy, topics = data_dir / "policy.yaml", data_dir / "topics.yaml"
+    config = Config(data_dir, WebSocketConfig(port=0, require_auth=False))
+    daemon = Server(Host(config, reactor), config=config, environ={}, reactor=reactor)
+    daemon.create_websocket()
+    assert "policy: none, everybody may do everything; topics: any" in daemon._announcement()
+    policy.write_text("admin: {}\n")
+    topics.write_text('"room:{id}": {}\n"hall": {}\n')
+    config = replace(config, policy=policy, topics=topics)
+    daemon = Server(Host(config, reactor), config=config, environ={}, reactor=reactor)
+    daemon.create_websocket()
+    first = f"policy: {policy}; topics: hall, room:{{id}}"
+    assert first in daemon._announcement()
+    for text, line in (
+        ("nonsense", first),
+        (
+            "".join(f"kind{number}: {{}}\n" for number in range(8)),
+            f"policy: {policy}; topics: kind0, kind1, kind2, kind3",
+        ),
+    ):
+        topics.write_text(text)
+        with capturedLogs() as events:
+            daemon.reload()
+        assert formatEvent(events[-1]) == (line if text == "nonsense" else f"{line}, kind4 and 3 more")

@@ -46,7 +46,7 @@ from zcomm.runtime.process import PidFile, exit_failed, remove_stale_pid_file, w
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import keep_every_line, use_non_blocking_output
-from zcomm.text import did_you_mean, redact_url
+from zcomm.text import did_you_mean, redact_url, some
 
 __all__ = ["Options", "makeService"]
 
@@ -324,7 +324,7 @@ class Server(zComm):
 
     def reload(self) -> None:
         """Read the policy, the tokens, the kinds of topics, the allowed origins and the TLS certificates anew; nobody
-        who may stay notices.
+        who may stay notices. Then say which policy and which kinds are in force.
 
         What cannot be used is not taken: the log says why, and what was read before still holds.
         """
@@ -343,6 +343,12 @@ class Server(zComm):
                 self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
             else:
                 self._log.info("{what} were read anew", what=what)
+        self._log.info("{line}", line=self._in_force())
+
+    def _in_force(self) -> str:
+        """The policy and the kinds of topics that hold now."""
+        policy = self.config.policy or "none, everybody may do everything"
+        return f"policy: {policy}; topics: {some(kind.pattern.text for kind in self.topics.kinds) or 'any'}"
 
     def _announcement(self) -> list[str]:
         config = self.config
@@ -357,6 +363,7 @@ class Server(zComm):
             lines.append(f"page {page}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
+        lines.append(self._in_force())
         shown = redact_url(config.database) if config.database else config.data_dir / "zcomm.sqlite3"
         lines.append(f"database {shown}")
         lines.append(f"services: {', '.join(self.wanted_services) or 'none'}")
