@@ -295,3 +295,17 @@ def test_ten_thousand_pairs_at_once():
     topics = server.bifrost.topics
     assert len(topics.hub) == 0 and topics.hub.subscriptions == 0 and not topics.engine._heard
     assert not topics.engine._rosters and len(topics.engine.histories) == 1
+
+
+def test_what_may_be_a_position_or_an_offset():
+    """The error says what is taken: an offset alone as well where that is, and up to which number."""
+    _, client = in_room()
+    numbers = "a whole number from 0 to 9007199254740992"
+    position = 'must be a position, {"epoch": …, "offset": …}'
+    for offset in (-1, 2**53 + 1, "3", None):
+        told = error(client, "zHistory", {"topic": "room:1", "before": offset}, "invalid")
+        assert told["fields"] == {"before": f"{position}, or {numbers}"}
+        told = error(client, "zHistory", {"topic": "room:1", "since": offset}, "invalid")
+        assert told["fields"] == {"since": position}
+        told = error(client, "zSubscribe", {"topic": "room:1", "since": {"epoch": "e", "offset": offset}}, "invalid")
+        assert told["fields"] == {"since": f"its offset must be {numbers}"}

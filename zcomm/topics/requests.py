@@ -38,6 +38,7 @@ MAX_KEY = 128
 #: Characters of an epoch.
 MAX_EPOCH = 64
 _MAX_OFFSET = 2**53
+_OFFSET = f"a whole number from 0 to {_MAX_OFFSET}"
 _KEY = f"must be a text of 1 to {MAX_KEY} printable ASCII characters"
 
 _UNSET = object()
@@ -140,17 +141,17 @@ def _is_offset(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= _MAX_OFFSET
 
 
-def _position(asked: Mapping[str, Any], field: str) -> Position | None:
+def _position(asked: Mapping[str, Any], field: str, or_else: str = "") -> Position | None:
     if field not in asked:
         return None
     value = asked[field]
     if type(value) is not dict or value.keys() != {"epoch", "offset"}:
-        raise _wrong(field, 'must be a position, {"epoch": …, "offset": …}')
+        raise _wrong(field, f'must be a position, {{"epoch": …, "offset": …}}{or_else}')
     epoch, offset = value["epoch"], value["offset"]
     if type(epoch) is not str or not 0 < len(epoch) <= MAX_EPOCH:
         raise _wrong(field, f"its epoch must be the text that the server told, of at most {MAX_EPOCH} characters")
     if not _is_offset(offset):
-        raise _wrong(field, "its offset must be a whole number, 0 or more")
+        raise _wrong(field, f"its offset must be {_OFFSET}")
     return Position(epoch, offset)
 
 
@@ -253,7 +254,7 @@ def parse_history(horizontal: Any) -> History:
     asked = _object(horizontal, "zHistory", ("topic", "since", "before", "limit", "reverse"))
     topic = _topic(asked)
     offset = asked.get("before")
-    before = Position("", offset) if _is_offset(offset) else _position(asked, "before")
+    before = Position("", offset) if _is_offset(offset) else _position(asked, "before", f", or {_OFFSET}")
     return History(
         topic=topic,
         since=_position(asked, "since"),
