@@ -54,7 +54,7 @@ class HardenedBuild(build_ext):
 # links to a file is plain text.
 readme = Path(__file__).with_name("README.rst").read_text("utf-8")
 readme = re.sub(r"^\.\. image:: (?!https:).*\n(?: +.*\n)*\n", "", readme, flags=re.MULTILINE)
-readme = re.sub(r"`([^`<]+) <(?!https:)[^>]+>`_", r"\1", readme)
+readme = re.sub(r"`([^`<]+)\s<(?!https:)[^>]+>`_", r"\1", readme)
 
 setup(
     long_description=readme,

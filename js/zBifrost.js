@@ -1773,7 +1773,7 @@ export class zBifrost {
     } catch {
       // The error itself is not passed on: it quotes the URL or the subprotocol, and so the token. Not at once, as who
       // connects again whenever it ends would do nothing else.
-      afterReading(() => this.#ended(link, { final: true, detail: 'the browser does not allow this address' }));
+      afterReading(() => this.#ended(link, { final: true, detail: notAllowed() }));
       return;
     }
     link.socket = socket;
@@ -2227,6 +2227,13 @@ function terminatorOf(websocket) {
     websocket.addEventListener(event, () => queueMicrotask(settled));
   }
   return () => found?.destroy();
+}
+
+/** Why no socket could be made, as far as that is known: browsers block some addresses, Deno all that it is not given. */
+function notAllowed() {
+  return globalThis.Deno === undefined
+    ? 'the browser does not allow this address'
+    : 'Deno does not allow this address; --allow-net does';
 }
 
 async function importWebSocket() {

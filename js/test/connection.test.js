@@ -126,6 +126,12 @@ describe('connect', () => {
       client.connect(),
       (error) => error instanceof ConnectionLost && !error.message.includes('secret'),
     );
+    globalThis.Deno = {};
+    try {
+      await assert.rejects(client.connect(), /Deno does not allow this address; --allow-net does/);
+    } finally {
+      delete globalThis.Deno;
+    }
   });
 });
 

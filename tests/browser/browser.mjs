@@ -7,7 +7,7 @@ export const DEADLINE = 30_000;
 
 /* A server that is away, or whose health report says that it is not ready yet, is the one thing that a page cannot
    keep the browser from writing about. */
-const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/' failed|net::ERR_(?:CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE)|status of 503/;
+const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/[\w.]*' failed|net::ERR_(?:CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE)|status of 503/;
 
 const OPTIONS = {
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { launch, openTab } from './browser.mjs';
+import { Network } from './proxy.mjs';
 import { Server, given } from './server.mjs';
 
 /* A page of a dozen lines has no icon. */
@@ -50,3 +51,60 @@ for (const { name, options } of given.pages) {
     });
   });
 }
+
+describe('quickstart-rooms', () => {
+  const server = new Server(...given.pages[0].options);
+  const network = new Network(() => server.port);
+  before(() => Promise.all([server.start(), network.start()]));
+  after(async () => {
+    network.stop();
+    await server.stop();
+  });
+
+  it('has rooms, who is there, who is typing, and what was missed', async () => {
+    const open = async (port) => {
+      const tab = await openTab(browser);
+      const link = new URL(await server.link());
+      link.port = port;
+      await tab.goto(link.href);
+      await tab.waitForFunction(() => location.hash === '' && sessionStorage.length > 0);
+      await tab.goto(new URL('/rooms.html', link).href);
+      await tab.getByText(/^Here: \S+$/).waitFor();
+      return tab;
+    };
+    const message = (tab) => tab.getByRole('textbox', { name: 'Message' });
+    const say = async (tab, text) => {
+      await message(tab).fill(text);
+      await tab.keyboard.press('Enter');
+    };
+    const lines = (tab) => tab.getByRole('listitem').allTextContents();
+    const [one, two] = [await open(server.port), await open(network.port)];
+    await message(one).pressSequentially('Hello');
+    await two.getByText('typing…').waitFor();
+    await one.keyboard.press('Enter');
+    await two.getByText(': Hello').waitFor();
+    await two.getByText('typing…').waitFor({ state: 'detached' });
+    await one.getByLabel('Room').selectOption('help');
+    await say(one, 'Help');
+    await one.getByText(': Help').waitFor();
+    assert.equal(await two.getByText(': Help').count(), 0);
+    await two.getByLabel('Room').selectOption('help');
+    await two.getByText(': Help').waitFor();
+    network.cut();
+    await say(one, 'while you were away');
+    await one.getByText(': while you were away').waitFor();
+    await say(two, 'written away');
+    network.mend();
+    await two.getByText(': written away').waitFor();
+    const expected = [': Help', 'What you missed:', ': while you were away', ': written away'];
+    assert.deepEqual((await lines(two)).map((line, n) => line.endsWith(expected[n])), [true, true, true, true]);
+    await two.getByLabel('Room').selectOption('lobby');
+    assert.equal((await lines(two)).length, 1);
+    await server.stop('SIGKILL');
+    await server.start();
+    await say(one, 'anew');
+    await one.getByText(': anew').waitFor();
+    assert.equal((await lines(one)).length, 1);
+    for (const tab of [one, two]) assert.deepEqual(tab.complaints.filter((text) => !ICON.test(text)), []);
+  });
+});

@@ -109,7 +109,7 @@ def test_chat_of_the_demo_page(tmp_path: Path) -> None:
     run_in_chromium("chat.test.mjs", tmp_path)
 
 
-@runs("readme-chat", "readme-chat-run", "quickstart-chat", "quickstart-chat-run")
+@runs("readme-chat", "readme-chat-run", "quickstart-chat", "quickstart-chat-run", "quickstart-rooms")
 def test_chat_of_the_docs(tmp_path: Path) -> None:
     """Served as the pages say, two tabs that came by links see each other's messages, before and after a restart."""
     pages = []
@@ -119,5 +119,6 @@ def test_chat_of_the_docs(tmp_path: Path) -> None:
         directory = tmp_path / name / "pages"
         directory.mkdir(parents=True)
         (directory / "index.html").write_text(block(name).text, "utf-8")
+        (directory / "rooms.html").write_text(block("quickstart-rooms").text, "utf-8")
         pages.append({"name": name, "options": ["--www", str(directory)]})
     run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages)

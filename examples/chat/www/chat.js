@@ -129,6 +129,7 @@ class Room {
         this.say(data, key); // under its key it counts once, whatever became of the first
       };
       item.append(make('p', { className: 'error' }, `${error.message} `, make('button', { onclick: again }, 'Send again')));
+      if (item.nextElementSibling === null) item.scrollIntoView({ block: 'nearest' });
     }
   }
 
