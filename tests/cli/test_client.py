@@ -263,6 +263,7 @@ def test_publish(server: RunningServer):
         (["ping", "[" * 100_000], "is not JSON"),
         (["ping", "--url", "http://127.0.0.1:1"], "not a WebSocket address"),
         (["ping", "--url", "ws://127.0.0.1:1"], "ws://127.0.0.1:1"),
+        *[(["ping", f"--timeout={text}"], f"--timeout: {text} is no") for text in ("0", "-1", "nan", "inf")],
         (["ping", "--timeout", "soon"], "--timeout"),
     ],
 )

@@ -77,10 +77,17 @@ def _declare_server(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file that holds the token [ZCOMM_TOKEN, else the operator's, of the data directory]",
     )
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait [30]")
+    parser.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait [30]")
     parser.add_argument(
         "--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]"
     )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds that somebody may wait")
+    return seconds
 
 
 def print_url(args: argparse.Namespace) -> int:
