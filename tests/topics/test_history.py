@@ -12,8 +12,6 @@ from zcomm.interfaces import Kept, KeptMessage, Position
 from zcomm.topics import history
 from zcomm.topics.history import MESSAGE, NOTED, TOPIC, Histories
 
-pytestmark = pytest.mark.unmeasured
-
 TOPICS = ("a", "b", "c", "d")
 USERS = (None, "ann", "bob")
 

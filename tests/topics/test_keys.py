@@ -11,8 +11,6 @@ from zcomm.errors import Conflict
 from zcomm.interfaces import Position
 from zcomm.topics.keys import KEPT, Keys, digest_of
 
-pytestmark = pytest.mark.unmeasured
-
 ROOM = 16 * 1024 * 1024
 
 

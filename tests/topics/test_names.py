@@ -13,8 +13,6 @@ from support.examples import examples
 from zcomm.errors import ConfigError
 from zcomm.topics.names import MAX_NAME, NamePattern, is_topic_name, user_part
 
-pytestmark = pytest.mark.unmeasured
-
 ALPHABET = "ABCXYZabcxyz0189_.:@/%-"
 
 literals = st.text("ab1.@/%_-", max_size=3)

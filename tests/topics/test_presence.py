@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.examples import examples
 
 from zcomm.testing import MemoryClient, MemoryServer
 from zcomm.topics.presence import DETAIL, DETAIL_AGAIN, MAX_MEMBERS, Roster, Window
-
-pytestmark = pytest.mark.unmeasured
 
 connections = st.sampled_from([f"c{number}" for number in range(6)])
 states = st.sampled_from([b"{}", b'{"typing":true}', b'{"typing":false}'])

@@ -12,8 +12,6 @@ from twisted.internet.defer import Deferred
 from zcomm.budget.account import CONNECTIONS_IN_FLIGHT, Account
 from zcomm.wire import incoming
 
-pytestmark = pytest.mark.unmeasured
-
 KIB = 1024
 
 
