@@ -21,6 +21,19 @@ for (const { name, options } of given.pages) {
     before(() => server.start());
     after(() => server.stop());
 
+    it('says what it lacks who comes without a link, or with one that was used', async () => {
+      const tab = await openTab(browser);
+      await tab.goto(`http://127.0.0.1:${server.port}/`);
+      await tab.getByText('Authentication required').waitFor();
+      const link = await server.link();
+      await (await openTab(browser)).goto(link);
+      await tab.goto(link);
+      await tab.reload();
+      await tab.getByText(/zcomm url prints another|Authentication required/).waitFor();
+      await tab.goto(`http://127.0.0.1:${server.port}/rooms.html`);
+      await tab.getByText('Authentication required').waitFor();
+    });
+
     it('shows two tabs what each says, and keeps it for who comes later and for who was away', async () => {
       const open = async () => {
         const tab = await openTab(browser);
