@@ -191,6 +191,15 @@ it('finds nothing on the page of the kanban', async () => {
     network.mend();
     await isState(tab, 'connected');
     await tab.locator('#notice:empty').waitFor({ state: 'attached' });
+    await tab.getByRole('button', { name: 'Sign out' }).click();
+    await tab.getByLabel('Your token').fill(await Server.token('zed', 'stranger'));
+    await tab.keyboard.press('Enter');
+    await tab.getByText('The role stranger may not look at boards').waitFor();
+    await tab.getByLabel('Your token').fill(await Server.token('gil', 'guest'));
+    await tab.keyboard.press('Enter');
+    await tab.getByText('You may look at the cards, but not change them.').waitFor();
+    assert.equal(await tab.getByText('Drag a card').isVisible(), false);
+    await look(tab, 'as a guest');
   });
 });
 
@@ -200,6 +209,11 @@ it('finds nothing on the page of the dashboard', async () => {
     await signIn(tab, 'viewer', 'member');
     await tab.locator('.range').first().filter({ hasText: 'values' }).waitFor();
     await look(tab, 'in use');
+    await tab.getByLabel('north').uncheck();
+    await tab.getByText('Choose a hall').waitFor();
+    await look(tab, 'without a hall');
+    await tab.getByLabel('north').check();
+    await tab.getByText('Choose a hall').waitFor({ state: 'hidden' });
     await server.stop('SIGKILL');
     await server.start();
     await tab.getByText('The program has started anew').waitFor();

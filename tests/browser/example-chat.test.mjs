@@ -144,7 +144,7 @@ it('lets a guest read along where the policy says so, and nowhere else', async (
   await gil.getByText('You may read along here.').waitFor();
   assert.equal(await gil.getByLabel('Message').isVisible(), false);
   await gil.getByRole('button', { name: '# random' }).click();
-  await gil.getByText('You may not be in this room.').waitFor();
+  await gil.getByText('You may not be in this room as guest.').waitFor();
 });
 
 it('says after a restart of the server that what was said is gone, and goes on', async () => {

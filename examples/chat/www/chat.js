@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 
 let client;
 let me = '';
+let role = '';
 let shown; // the room on the page
 let stopTyping;
 let rights = {}; // actions by pattern of topics
@@ -150,7 +151,7 @@ class Room {
   }
 
   end(reason) {
-    const words = reason === 'permission_denied' ? 'You may not be in this room.' : `The room has ended: ${reason}.`;
+    const words = reason === 'permission_denied' ? `You may not be in this room as ${role}.` : `The room has ended: ${reason}.`;
     this.list.append(make('li', { className: 'divider' }, words));
   }
 }
@@ -248,8 +249,9 @@ function enter(name) {
 async function describe() {
   const { identity, topics } = await client.send({ zKey: 'zDescribe', zHorizontal: ['identity', 'topics'] });
   me = identity.name;
+  role = identity.role;
   rights = topics;
-  $('me').textContent = `${me} (${identity.role})`;
+  $('me').textContent = `${me} (${role})`;
 }
 
 async function start() {

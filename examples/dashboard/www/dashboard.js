@@ -93,6 +93,7 @@ function draw() {
 function choose() {
   localStorage.setItem('dashboard.halls', JSON.stringify([...chosen]));
   for (const sensor of sensors.values()) sensor.watch(chosen.has(sensor.hall));
+  $('none').hidden = [...sensors.values()].some(({ hall }) => chosen.has(hall));
 }
 
 function build(described) {

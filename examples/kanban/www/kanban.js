@@ -267,7 +267,8 @@ function show() {
   $('board').value = board ?? '';
   $('columns').hidden = $('board').hidden = board === undefined;
   $('empty').hidden = board !== undefined;
-  document.querySelector('footer').hidden = board === undefined || !mayWrite;
+  document.querySelector('footer').hidden = board === undefined;
+  for (const hint of document.querySelectorAll('footer > span')) hint.hidden = hint.id === 'read-only' ? mayWrite : !mayWrite;
   const placed = NAMES.map((name) => inColumn(name).map(itemOf));
   NAMES.forEach((name, n) => {
     arrange($(`cards-${name}`), placed[n]);
@@ -337,7 +338,10 @@ async function start() {
   const { identity, models } = await client.send({ zKey: 'zDescribe', zHorizontal: ['identity', 'models'] });
   $('me').textContent = identity.name;
   mayWrite = models.Cards?.actions.includes('update') ?? false;
-  $('new-board').hidden = !models.Boards?.actions.includes('create');
+  $('new-board').hidden = $('add-one').hidden = !models.Boards?.actions.includes('create');
+  if (!models.Boards?.actions.includes('read') || !models.Cards?.actions.includes('read')) {
+    throw new Error(`The role ${identity.role} may not look at boards: policy.yaml says which may.`);
+  }
   board = Number(new URLSearchParams(location.search).get('board')) || undefined;
   build();
   await read();
