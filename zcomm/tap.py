@@ -259,6 +259,8 @@ class Server(zComm):
             pid_file = PidFile(self.pid_file)
             pid_file.hold()
             atexit.register(pid_file.remove)
+        # Whoever sees it listen may ask it to read something anew.
+        Signals(self.reactor, self.reload).install()
         try:
             super().privilegedStartService()
         except CannotListenError as error:
@@ -303,7 +305,6 @@ class Server(zComm):
             self._log.info("{line}", line=line)
         self.program.tell_of_roles()
         self._show_link()
-        Signals(self.reactor, self.reload).install()
         # Everything that lives as long as the process is there now. Without this the collector walks it and all
         # open connections again for each few hundred new ones, an eighth of a handshake's time. What it walks at once
         # is what came since: ten thousand objects, most of them garbage, take it ten milliseconds.

@@ -184,6 +184,30 @@ def test_g4_other_signals_do_no_harm(running_server: Start):
     assert "Traceback" not in server.log
 
 
+def test_g4_signals_while_it_starts(running_server: Start, tmp_path: Path):
+    """They end no server that listens already, and are followed as soon as it runs."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "early_signals.py").write_text(
+        "import os, signal\n"
+        "from twisted.logger import globalLogPublisher\n"
+        "from zcomm import function\n"
+        "@function\n"
+        "def nothing(): pass\n"
+        "def listens(event):\n"
+        "    if 'listening on' in (event.get('log_format') or ''):\n"
+        "        for number in (signal.SIGHUP, signal.SIGUSR1):\n"
+        "            os.kill(os.getpid(), number)\n"
+        "globalLogPublisher.addObserver(listens)\n"
+    )
+    server = running_server("--functions", "early_signals", home=home)
+    server.wait_for_log("the policy and the tokens were read anew")
+    server.wait_for_log("the log was opened anew")
+    with BlockingRawClient(server.port, token=server.token) as client:
+        assert client.call("ping", 1)["result"] == 1
+    assert "Traceback" not in server.log
+
+
 def test_g4_a_hang_up_takes_the_new_policy(running_server: Start, tmp_path: Path):
     """Those who are connected stay and go by it from then on; one that cannot be used is not taken."""
     policy = tmp_path / "policy.yaml"

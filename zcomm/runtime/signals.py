@@ -28,7 +28,7 @@ def _terminal_error() -> int | None:
 
 
 class Signals:
-    """The signals of one process, once its reactor runs.
+    """The signals of one process. What comes before its reactor runs is done as soon as that does.
 
     :param reactor: the reactor.
     :param reload: called, on the reactor, for SIGHUP. Where the process began on a terminal, and not under nohup, and
@@ -46,12 +46,13 @@ class Signals:
         self._files = open_log_files()
 
     def install(self) -> None:
-        """Take the signals, after the reactor has taken its own."""
+        """Take the signals; those that the reactor takes as well, after it has."""
+        # Either would end a process that is still starting.
+        signal.signal(signal.SIGHUP, self._later(self._hang_up))
+        signal.signal(signal.SIGUSR1, self._later(self._reopen))
         self._reactor.callWhenRunning(self._install)
 
     def _install(self) -> None:
-        signal.signal(signal.SIGHUP, self._later(self._hang_up))
-        signal.signal(signal.SIGUSR1, self._later(self._reopen))
         # Twisted's own would let the process end as if the signal had killed it; an orderly stop is a success.
         signal.signal(signal.SIGTERM, self._later(self._stop))
         signal.signal(signal.SIGINT, self._interrupt)
