@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall, cooperate, react
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
@@ -89,8 +90,12 @@ async def main(reactor: Any) -> None:
 
     await cooperate(past()).whenDone()
     LoopingCall.withCount(tick).start(1 / RATE)
-    await comm.start_websocket()
+    try:
+        await comm.start_websocket()
+    except CannotListenError as error:
+        raise SystemExit(f"{error}\nWEBSOCKET_PORT names another port, and 0 any free one") from None
     await comm.start_below()
+    log.info("`zcomm url` prints a link to the page that signs you in")
     await Deferred()
 
 

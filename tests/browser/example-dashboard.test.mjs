@@ -1,8 +1,10 @@
 /** examples/dashboard, in tabs and for two hundred viewers. */
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, it } from 'node:test';
+import { promisify } from 'node:util';
 import { zBifrost } from '../../js/zBifrost.js';
 import { launch, openTab } from './browser.mjs';
 import { Network } from './proxy.mjs';
@@ -52,6 +54,14 @@ async function visit(port = server.port, options = {}) {
   await tab.locator('article:visible').first().waitFor();
   return tab;
 }
+
+it('ends with a word of what to do where the port is taken', async () => {
+  const environ = { ...given.environ, WEBSOCKET_PORT: String(server.port) };
+  await assert.rejects(
+    promisify(execFile)(given.twistd[0], [join(EXAMPLE, 'sensors.py')], { env: environ }),
+    ({ code, stdout, stderr }) => code === 1 && /WEBSOCKET_PORT names another port/.test(stdout + stderr),
+  );
+});
 
 function offsets({ positions }, topic) {
   if (!positions.has(topic)) positions.set(topic, []);
