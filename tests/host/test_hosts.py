@@ -434,6 +434,13 @@ def test_nobody(user: Any):
         identity_of(user)
 
 
+@pytest.mark.parametrize("user", [{"username": "a\ud800"}, {"username": "a", "role": "\udfff"}])
+def test_names_that_nobody_can_be_told(user: Any):
+    """They are refused where they come from: no message could have them."""
+    with pytest.raises(TypeError, match="which has no UTF-8"):
+        identity_of(user)
+
+
 @pytest_twisted.ensureDeferred
 async def test_contact_a_host_that_raises_for_wrong_tokens_counts_them(run: Callable[..., Any]):
     """Whatever it raises, errors of zComm's own and users that are none among it."""

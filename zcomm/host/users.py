@@ -82,4 +82,9 @@ def identity_of(user: Any) -> Identity:
     name, role = user.get("username") or user.get("name"), user.get("role") or DEFAULT_ROLE
     if not isinstance(name, str) or not isinstance(role, str):
         raise TypeError("auth.validate returned a user without a username, or with a role that is no string")
+    try:
+        (name + role).encode()
+    except UnicodeEncodeError:
+        # Nobody could be told of it.
+        raise TypeError("auth.validate returned a name or role with half a character, which has no UTF-8") from None
     return Identity(name, role)
