@@ -236,6 +236,21 @@ def test_presence_that_begins_and_ends(turns: Turns, declare: Callable[[MemorySe
     assert members(server) == {} and len(server.topics.hub) == 0
 
 
+def test_what_one_says_of_itself_before_its_topic_has_its_turn(
+    turns: Turns, declare: Callable[[MemoryServer, str], None]
+):
+    """It leaves nothing behind where there are no such topics any more when it has."""
+    server = server_with()
+    declare(server, '"room:{id}": {}\n')
+    client = several(server, 2)[0]
+    declare(server, '"room:{id}": {presence: true}\n')
+    assert "connections" in result(client, "zPresence", state={"here": 1})
+    declare(server, "hall: {}\n")
+    turns.all()
+    assert taken(client)[-1]["reason"] == "kind_gone"
+    assert server.topics.engine.members("room:1").result.connections == 0
+
+
 def test_presence_that_changes_while_somebody_waits(turns: Turns, declare: Callable[[MemoryServer, str], None]):
     """Who waits to come in is among the members by what the kind is when it does, and leaves nothing behind."""
     server = server_with()

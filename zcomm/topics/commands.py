@@ -225,6 +225,8 @@ class TopicCommands:
         _, may_look = self._may_look(asked, client, subscriber)
         entered: Deferred[Any] = succeed(None)
         if asked.state is not None and subscriber is not None:
+            # Whoever leaves the topic leaves its members, if it is known that there are any.
+            topics.hub.judging.renew(asked.topic)
             entered = topics.engine.enter(
                 asked.topic, subscriber.id, subscriber.user, asked.state, subscriber.client.account
             )
