@@ -23,6 +23,7 @@ from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
 from zcomm import Config, WebSocketConfig, zComm
 from zcomm.config import data_directory
+from zcomm.errors import ConfigError
 from zcomm.host import Host
 
 HERE = Path(__file__).parent
@@ -92,6 +93,8 @@ async def main(reactor: Any) -> None:
     LoopingCall.withCount(tick).start(1 / RATE)
     try:
         await comm.start_websocket()
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
     except CannotListenError as error:
         raise SystemExit(f"{error}\nWEBSOCKET_PORT names another port, and 0 any free one") from None
     await comm.start_below()

@@ -55,12 +55,17 @@ async function visit(port = server.port, options = {}) {
   return tab;
 }
 
-it('ends with a word of what to do where the port is taken', async () => {
-  const environ = { ...given.environ, WEBSOCKET_PORT: String(server.port) };
-  await assert.rejects(
-    promisify(execFile)(given.twistd[0], [join(EXAMPLE, 'sensors.py')], { env: environ }),
-    ({ code, stdout, stderr }) => code === 1 && /WEBSOCKET_PORT names another port/.test(stdout + stderr),
-  );
+it('ends with a word of what to do where it runs already, or its port is taken', async () => {
+  for (const [environ, word] of [
+    [{}, /is in use by another zComm/],
+    [{ ZCOMM_HOME: Server.dataDirectory('second') }, /WEBSOCKET_PORT names another port/],
+  ]) {
+    const env = { ...given.environ, WEBSOCKET_PORT: String(server.port), ...environ };
+    await assert.rejects(
+      promisify(execFile)(given.twistd[0], [join(EXAMPLE, 'sensors.py')], { env }),
+      ({ code, stdout, stderr }) => code === 1 && word.test(stdout + stderr) && !/Traceback/.test(stdout + stderr),
+    );
+  }
 });
 
 function offsets({ positions }, topic) {
