@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, takewhile
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -79,8 +78,9 @@ class Judging:
         #: What is under way; each has its slice in turn.
         self._work: deque[Iterator[Callable[[], object]]] = deque()
         self._goes_on = False
-        #: How often everything was to be judged.
-        self._passes = 0
+        #: Who may go on, and the steps behind that, where all is to be judged and that has not begun.
+        self._asked: tuple[May, Iterable[Callable[[], object]]] | None = None
+        self._is_judging = False
 
     # -- in slices
 
@@ -110,26 +110,32 @@ class Judging:
 
     def judge(self, may: May, then: Iterable[Callable[[], object]] = ()) -> None:
         """Judge every subscription by the kinds and rights of now, from the next turn on: what the program still says
-        of a kind that it has just declared holds for it. What is left of a judging before is dropped: this one comes to
-        all of it.
+        of a kind that it has just declared holds for it. Where that is under way already, all is judged once more
+        behind it, however often that is asked for meanwhile.
 
         :param may: whether a subscription goes on.
         :param then: further steps, behind all of these.
         """
         # What was published before is numbered as it was then.
         self._home.flush()
-        self._passes += 1
-        number = self._passes
-        renewing = (partial(self.renew, name) for name in list(self._topics))
-        judging = (
-            partial(self._judge, may, subscriber, name)
-            for subscriber in list(self._subscribers.values())
-            for name in list(subscriber.topics)
-        )
-        self._work.append(takewhile(lambda _: number == self._passes, chain(renewing, judging, then)))
-        if not self._goes_on:
-            self._goes_on = True
-            self._batch.next_turn(self._go_on)
+        self._asked = may, then
+        if not self._is_judging:
+            self._is_judging = True
+            self._work.append(self._judging())
+            if not self._goes_on:
+                self._goes_on = True
+                self._batch.next_turn(self._go_on)
+
+    def _judging(self) -> Iterator[Callable[[], object]]:
+        while self._asked is not None:
+            (may, then), self._asked = self._asked, None
+            for name in list(self._topics):
+                yield partial(self.renew, name)
+            for subscriber in list(self._subscribers.values()):
+                for name in list(subscriber.topics):
+                    yield partial(self._judge, may, subscriber, name)
+            yield from then
+        self._is_judging = False
 
     def _judge(self, may: May, subscriber: Subscriber, name: str) -> None:
         subscription = subscriber.topics.get(name)
