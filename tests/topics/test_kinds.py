@@ -9,7 +9,7 @@ import pytest
 
 from zcomm import Identity
 from zcomm.errors import ConfigError
-from zcomm.topics.kinds import AD_HOC, Kind, Kinds, kinds_from_yaml, own_topic
+from zcomm.topics.kinds import AD_HOC, MAX_PAST, Kind, Kinds, kinds_from_yaml, own_topic
 
 
 def kinds_of(*patterns: str) -> Kinds:
@@ -229,23 +229,63 @@ def test_a_file_with_what_the_program_declares():
 
 
 @pytest.mark.parametrize(
-    ("files", "generation"),
+    ("files", "changed"),
     [
-        (["a: {history: 1}", "a: {history: 9, keep: 5, presence: true}"], 0),
-        (["a: {history: 1}", "a: {}"], 1),
-        (["a: {history: 1}", "a: {}", "a: {history: 1}"], 2),
-        (["a: {history: 1}", "b: {history: 1}"], 1),
-        (["'a:{x}': {history: 1}", "'a:{y}': {history: 2}"], 0),
-        (["'a:{x}': {history: 1}", "'a:{x}': {history: 1}\n'a:b': {}"], 1),
-        (["a: {}\nb: {history: 1}", "b: {history: 1}\na: {}"], 0),
+        (["a: {history: 1}", "a: {history: 9, keep: 5, presence: true}"], {"a": 0}),
+        (["a: {history: 1}", "a: {}"], {"a": 1}),
+        (["a: {history: 1}", "a: {}", "a: {history: 1}"], {"a": 2}),
+        (["a: {history: 1}", "b: {history: 1}"], {"a": None, "b": 1}),
+        (["a: {history: 1}", "b: {history: 1}", "a: {history: 1}"], {"a": 2, "b": None}),
+        (["'a:{x}': {history: 1}", "'a:{y}': {history: 2}"], {"a:b": 0}),
+        (["'a:{x}': {history: 1}", "'a:{x}': {history: 1}\n'a:b': {}"], {"a:b": 1, "a:c": 0}),
+        (["a: {}\nb: {history: 1}", "b: {history: 1}\na: {}"], {"a": 0, "b": 0}),
+        (["a: {history: 1}", "a: {history: 1}\nb: {history: 1}", "a: {history: 1}\nb: {}"], {"a": 0, "b": 2}),
     ],
 )
-def test_what_makes_positions_incomparable(files: list[str], generation: int):
-    """A change of which kinds are kept, there and back too, and nothing else."""
+def test_what_makes_positions_incomparable(files: list[str], changed: dict[str, int | None]):
+    """A change of whether that very topic is kept, there and back too, and nothing else."""
     kinds = Kinds()
     for text in files:
         kinds.replace_file(kinds_from_yaml(text, "topics.yaml"), "topics.yaml")
-    assert kinds.generation == generation
+        assert kinds.find("something") is None
+    found = {name: kinds.find(name) for name in changed}
+    assert {name: None if one is None else one.generation for name, one in found.items()} == changed
+
+
+def test_a_first_declaration_makes_positions_of_kept_topics_no_others():
+    """As long as none is declared every topic is kept, so that one which is kept on goes on."""
+    kinds = Kinds()
+    assert kinds.find("room:1") is not None and kinds.find("news") is not None
+    kinds.add(Kind("room:{id}", history=10))
+    kinds.add(Kind("news"))
+    found = kinds.find("room:1"), kinds.find("news")
+    assert [one and one.generation for one in found] == [0, 1]
+
+
+def test_kinds_under_which_nobody_asked_for_a_topic():
+    """A program that declares one after the other changes nothing that anybody knows of."""
+    kinds = Kinds()
+    for pattern, history in (("{a}", 0), ("{a}:{b}", 5), ("room:{id}", 0), ("room:1", 5)):
+        kinds.add(Kind(pattern, history=history))
+    assert not kinds.have_changed
+    found = kinds.find("room:1")
+    assert found is not None and found.generation == 0
+
+
+def test_changes_without_end():
+    """They are remembered up to a number. What comes then is a numbering that no topic has had, and that goes on from
+    there: never one that was before."""
+    kinds = Kinds()
+    generations = []
+    for turn in range(5 * MAX_PAST):
+        text = f"a: {{history: {turn % 2}}}\nb: {{history: 1}}"
+        kinds.replace_file(kinds_from_yaml(text, "topics.yaml"), "topics.yaml")
+        found = [kinds.find(name) for name in ("a", "b")]
+        generations.append([one.generation for one in found if one is not None])
+        assert len(kinds._past) <= MAX_PAST
+    a, b = zip(*generations, strict=True)
+    assert list(a) == sorted(set(a)) and list(b) == sorted(b)
+    assert len(set(b)) <= 5
 
 
 @pytest.mark.parametrize("action", ["subscribe", "publish", "presence", "history"])

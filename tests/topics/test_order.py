@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from zcomm import Identity
 from zcomm.errors import Invalid
 from zcomm.testing import MemoryClient, MemoryServer, assert_error, assert_reply
+from zcomm.topics.kinds import Kind
 
 ANN, BOB = Identity("ann", "member"), Identity("bob", "member")
 ROOM = {"topic": "room:1"}
@@ -253,7 +254,9 @@ def test_a_program_that_publishes_and_reads_its_kinds_anew_in_one_turn():
     first = result(ann.call("zSubscribe", ROOM))
     topics = server.bifrost.topics
     topics.publish("room:1", "before")
-    topics.kinds.generation += 1
+    for history in (0, 100):
+        topics.kinds.replace_file([Kind("room:1", history=history, publish="anybody")], "topics.yaml")
+        assert topics.kinds.find("room:1").kind.history == history
     topics.hub.judging.judge(topics._goes_on)
     topics.publish("room:1", "behind")
     server.settle()
@@ -261,6 +264,29 @@ def test_a_program_that_publishes_and_reads_its_kinds_anew_in_one_turn():
     assert (before["data"], before["offset"]) == ("before", 1)
     assert event["event"] == "topic" and event["offset"] == 1 and event["epoch"] != first["epoch"]
     assert (behind["data"], behind["offset"]) == ("behind", 2)
+
+
+def test_a_kind_that_is_none_of_a_topics_business(tmp_path: Any):
+    """That another kind comes, goes, or is kept from now on costs nobody their position: who was away resumes, and who
+    is there is told nothing."""
+    file = tmp_path / "topics.yaml"
+    server = MemoryServer()
+    topics = server.bifrost.topics
+    rooms = "'room:{id}': {history: 10, publish: anybody}"
+    file.write_text(rooms)
+    topics.read_file(file)
+    ann, bob = server.connect(identity=ANN), server.connect(identity=BOB)
+    first = result(ann.call("zSubscribe", ROOM))
+    since = {name: result(bob.call("zSubscribe", ROOM))[name] for name in ("epoch", "offset")}
+    bob.vanish()
+    for number, more in enumerate(("'news:{id}': {history: 5}", "'news:{id}': {}", "'hall:{id}': {}"), 1):
+        file.write_text(f"{rooms}\n{more}")
+        topics.reload()
+        server.settle()
+        assert result(ann.call("zPublish", {**ROOM, "data": number})) == {**first, "offset": number}
+    assert [message["event"] for message in ann.messages] == ["message"] * 3
+    back = result(server.connect(identity=BOB).call("zSubscribe", {**ROOM, "since": since}))
+    assert back["recovered"] is True and [message["data"] for message in back["messages"]] == [1, 2, 3]
 
 
 def test_a_slow_client_while_a_kind_is_not_kept(tmp_path: Any):

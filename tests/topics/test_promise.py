@@ -203,9 +203,11 @@ class Promise(RuleBasedStateMachine):
         for topic, said in self.engine.said.items():
             for place, (position, _) in enumerate(said):
                 if position is not None:
-                    self.where.setdefault((topic, self.topics.hub.told(position).epoch, position.offset), place + 1)
+                    self.where.setdefault(
+                        (topic, self.topics.hub.told(topic, position).epoch, position.offset), place + 1
+                    )
         for topic in TOPICS:
-            position = self.topics.hub.told(self.engine.histories.position(topic))
+            position = self.topics.hub.told(topic, self.engine.histories.position(topic))
             self.where[topic, position.epoch, position.offset] = len(self.engine.said.get(topic, ()))
 
     def history_of(self, topic: str) -> int:
@@ -566,7 +568,7 @@ class Promise(RuleBasedStateMachine):
                 continue
             for topic, place in device.places.items():
                 if place.is_in and not place.asked and not place.is_deaf and place.come is not None:
-                    position = self.topics.hub.told(self.engine.histories.position(topic))
+                    position = self.topics.hub.told(topic, self.engine.histories.position(topic))
                     is_there = place.position in (None, (position.epoch, position.offset))
                     if place.come != len(self.engine.said.get(topic, ())) or not is_there:
                         yield device.number, topic

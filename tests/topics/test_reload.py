@@ -174,6 +174,39 @@ def test_a_no_that_comes_late_ends_no_later_subscription():
         assert taken(server, client) == ended
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_program_that_does_not_answer_when_it_is_asked_again(is_gone: bool):
+    """After the time of a command that is a no, as an error is; where the client is gone nobody is asked any more."""
+    server = MemoryServer(command_timeout=10.0)
+    rooms = server.bifrost.topics.topic("room:{id}")
+    asked: list[Deferred[bool]] = []
+    given_up: list[Deferred[bool]] = []
+
+    @rooms.allow("subscribe")
+    def may(identity: Identity, id: str) -> Any:
+        if not asked:
+            asked.append(Deferred())
+            return True
+        asked.append(Deferred(given_up.append))
+        return asked[-1]
+
+    client = server.connect(identity=ALICE)
+    assert answer(server, client, "zSubscribe", {"topic": "room:1"}) == {"topic": "room:1"}
+    server.bifrost.topics.reload()
+    server.settle()
+    assert len(asked) == 2
+    if is_gone:
+        client.vanish()
+        server.settle()
+        assert given_up == asked[1:]
+        return
+    server.advance(9)
+    assert taken(server, client) == []
+    server.advance(1)
+    assert taken(server, client) == [{"event": "unsubscribed", "topic": "room:1", "reason": "permission_denied"}]
+    assert given_up == asked[1:]
+
+
 def test_a_slow_client_of_a_topic_that_keeps_less_now(declare: Callable[[MemoryServer, str], None]):
     """It is told that something is lost, and goes on from where the topic stands."""
     server = MemoryServer(publish_rate=10_000)

@@ -116,22 +116,24 @@ class Hub:
 
     # -- positions
 
-    def told(self, position: Position) -> Position:
-        """A position of the engine's as clients know it: whether the kind is kept is part of the numbering."""
-        generation = self.kinds.generation
-        return Position(f"{position.epoch}-{generation:x}", position.offset) if generation else position
+    def told(self, topic: str, position: Position) -> Position:
+        """A position of the engine's as clients know it: whether the topic is kept is part of the numbering."""
+        found = self.kinds.find(topic) if self.kinds.have_changed else None
+        if found is None or not found.generation:
+            return position
+        return Position(f"{position.epoch}-{found.generation:x}", position.offset)
 
-    def known(self, told: Position) -> Position | None:
+    def known(self, topic: str, told: Position) -> Position | None:
         """A position that a client tells as the engine knows it; ``None`` for one of a numbering that is over."""
         known = Position(told.epoch.partition("-")[0], told.offset)
-        return known if known.epoch and self.told(known) == told else None
+        return known if known.epoch and self.told(topic, known) == told else None
 
     def resume(self, topic: str, since: Position) -> Deferred[Slice]:
         """All messages after ``since``, as clients know positions."""
-        known = self.known(since)
+        known = self.known(topic, since)
         if known is None:
             known = Position("", since.offset)
-        return self.engine.resume(topic, known).addCallback(self._told_slice)
+        return self.engine.resume(topic, known).addCallback(partial(self._told_slice, topic))
 
     def read(
         self,
@@ -143,17 +145,18 @@ class Hub:
         most: int = MAX_SIZE,
     ) -> Deferred[Slice]:
         """Some of the messages, as clients know positions."""
-        known = self._bound(since), self._bound(before)
-        return self.engine.read(topic, known[0], known[1], limit, reverse, most).addCallback(self._told_slice)
+        known = self._bound(topic, since), self._bound(topic, before)
+        read = self.engine.read(topic, known[0], known[1], limit, reverse, most)
+        return read.addCallback(partial(self._told_slice, topic))
 
-    def _bound(self, told: Position | None) -> Position | None:
+    def _bound(self, topic: str, told: Position | None) -> Position | None:
         if told is None or not told.epoch:
             return told
         # No engine has such an epoch as that of one that is over.
-        return self.known(told) or Position("-", told.offset)
+        return self.known(topic, told) or Position("-", told.offset)
 
-    def _told_slice(self, found: Slice) -> Slice:
-        return found._replace(position=self.told(found.position)) if self.kinds.generation else found
+    def _told_slice(self, topic: str, found: Slice) -> Slice:
+        return found._replace(position=self.told(topic, found.position)) if self.kinds.have_changed else found
 
     # -- connections
 
@@ -321,7 +324,7 @@ class Hub:
         """The topic, which is kept until :meth:`_let_go`."""
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = Topic(name, found, self.kinds.generation)
+            topic = self._topics[name] = Topic(name, found)
             topic.listening = []
             self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
         topic.holders += 1
@@ -329,7 +332,7 @@ class Hub:
 
     def _listens(self, position: Position | None, topic: Topic) -> None:
         if position is not None:
-            topic.epoch, topic.offset = self.told(position)
+            topic.epoch, topic.offset = self.told(topic.name, position)
         waiting, topic.listening = topic.listening, None
         for deferred in waiting or ():
             deferred.callback(None)

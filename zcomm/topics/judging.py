@@ -34,7 +34,7 @@ class Home(Protocol):
     def flush(self) -> None:
         """Send what waits."""
 
-    def told(self, position: Position) -> Position:
+    def told(self, topic: str, position: Position) -> Position:
         """A position as clients know it."""
 
     def end(self, subscription: Subscription, reason: str) -> None:
@@ -152,14 +152,14 @@ class Judging:
 
     def renew(self, name: str) -> None:
         """Take over what the kind of a topic is now, which may not have had its turn yet."""
-        topic, kinds = self._topics.get(name), self._kinds
+        topic = self._topics.get(name)
         if topic is None:
             return
-        found = kinds.find(name)
-        if found is None or (found == topic.found and topic.generation == kinds.generation):
+        found = self._kinds.find(name)
+        if found is None or found == topic.found:
             return
         had_presence, was_kept = topic.found.kind.presence, bool(topic.epoch)
-        topic.found, topic.generation = found, kinds.generation
+        topic.found = found
         if found.kind.presence is not had_presence:
             subscribers = [subscription.subscriber for subscription in topic.subscriptions]
             self.begin(partial(self.show, name, subscriber) for subscriber in subscribers)
@@ -178,7 +178,7 @@ class Judging:
             self._engine.leave(name, subscriber.id)
 
     def _renumbered(self, position: Position | None, topic: Topic, was_kept: bool) -> None:
-        epoch, offset = ("", 0) if position is None else self._home.told(position)
+        epoch, offset = ("", 0) if position is None else self._home.told(topic.name, position)
         if (epoch, offset) == (topic.epoch, topic.offset):
             return
         topic.epoch, topic.offset = epoch, offset

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from zcomm.errors import ConfigError
@@ -30,6 +32,8 @@ MAX_HISTORY, MAX_KEEP = 10_000, 24 * 3600.0
 PUBLISHERS = ("nobody", "subscribers", "anybody")
 #: Names that are remembered with the kinds that they belong to.
 REMEMBERED = 4096
+#: Changes of what is kept that are remembered, so that topics are numbered on which they do not concern.
+MAX_PAST = 100
 _SETTINGS = ("history", "keep", "presence", "publish", "personal")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -100,6 +104,8 @@ class Kind:
         The function is called with the :class:`~zcomm.interfaces.Identity` and the parts of the name by their names,
         ``member(identity, id)``, after the policy has said yes. It returns whether the identity may: a value, a
         Deferred or a coroutine. It may raise :class:`~zcomm.errors.CommandError` for what the client shall be told.
+        When rights or kinds are read anew it is asked again about each subscription, which ends where it says no,
+        fails, or does not answer within the time of a command.
 
         :param action: ``subscribe``, ``publish``, ``presence`` or ``history``.
         :raises ConfigError: for another action, one that is asked already, and for a function that cannot be called so.
@@ -161,17 +167,29 @@ AD_HOC = Kind("any", history=100, keep=3600.0, presence=True, publish="anybody")
 
 
 class Found(NamedTuple):
-    """The kind of a topic, and the parts of its name."""
+    """The kind of a topic, and the parts of its name.
+
+    :ivar generation: how often it has changed whether the topic is kept.
+    """
 
     kind: Kind
     parts: Mapping[str, str]
+    generation: int = 0
+
+
+#: The patterns of kinds in the order in which they are asked, and whether they are kept; ``None`` as long as none is
+#: declared.
+_Rules = tuple[tuple[NamePattern, bool], ...] | None
 
 
 class Kinds:
     """The kinds of one program.
 
+    What is published while a topic is not kept has no number, so that positions from before and after are not
+    comparable: whether it is kept is part of the numbering of each topic, as its :attr:`~Found.generation`.
+
     :ivar personal: those that everybody has a topic of.
-    :ivar generation: counts how often it has changed which of them are kept.
+    :ivar have_changed: whether there may be topics of another generation than the first.
     """
 
     def __init__(self) -> None:
@@ -181,7 +199,11 @@ class Kinds:
         self._sorted: list[Kind] = []
         self._has_file = False
         self.personal: list[Kind] = []
-        self.generation = 0
+        self.have_changed = False
+        #: The rules that topics were found by before those of now, as far as others were kept then; and the generation
+        #: that every topic had before the first of them.
+        self._past: list[_Rules] = []
+        self._base = 0
         self._found: dict[str, Found | None] = {}
 
     def __iter__(self) -> Iterator[Kind]:
@@ -199,8 +221,8 @@ class Kinds:
         :raises ConfigError: where one with these names is declared already.
         """
         self._check([*self._declared, *self._of_file, kind], "topic")
-        self._declared.append(kind)
-        self._sort()
+        with self._changing():
+            self._declared.append(kind)
 
     def replace_file(self, kinds: list[Kind], where: str) -> None:
         """Take the kinds of a file in the place of those that it had before.
@@ -208,13 +230,8 @@ class Kinds:
         :raises ConfigError: where the program declares one with the same names.
         """
         self._check([*self._declared, *kinds], where)
-        before = {kind.pattern.shape: bool(kind.history) for kind in self._of_file}
-        after = {kind.pattern.shape: bool(kind.history) for kind in kinds}
-        if self._has_file and before != after:
-            # What was published while nothing was kept has no number: positions from before are not comparable.
-            self.generation += 1
-        self._of_file, self._has_file = kinds, True
-        self._sort()
+        with self._changing():
+            self._of_file, self._has_file = kinds, True
 
     @staticmethod
     def _check(kinds: list[Kind], where: str) -> None:
@@ -225,10 +242,30 @@ class Kinds:
                 raise ConfigError(where, f"{kind.pattern.text} has the names of {other}, which is declared already")
             seen[kind.pattern.shape] = kind.pattern.text
 
-    def _sort(self) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Lasts while kinds become others."""
+        # By rules that no topic was found by, nothing was published.
+        before, was_used = self._rules, bool(self._found)
+        yield
         self._sorted = sorted([*self._declared, *self._of_file], key=lambda kind: kind.pattern.rank)
         self.personal = [kind for kind in self._sorted if kind.personal]
         self._found.clear()
+        if was_used and _shapes(before) != _shapes(self._rules):
+            self.have_changed = True
+            self._past.append(before)
+            if len(self._past) > MAX_PAST:
+                # Every topic gets a number that it has not had.
+                self._base += len(self._past) + 1
+                self._past.clear()
+
+    @property
+    def _rules(self) -> _Rules:
+        return tuple([(kind.pattern, kind.history > 0) for kind in self._sorted]) if self.is_declared else None
+
+    def _generation(self, name: str) -> int:
+        kept = [_keeps(rules, name) for rules in (*self._past, self._rules)]
+        return self._base + sum([before is not after for before, after in pairwise(kept)])
 
     def has_presence(self, pattern: NamePattern) -> bool:
         """Whether there may be topics of such names that have presence."""
@@ -255,10 +292,23 @@ class Kinds:
             if (parts := kind.pattern.match(name)) is not None:
                 found = Found(kind, parts)
                 break
+        if found is not None and self.have_changed:
+            found = found._replace(generation=self._generation(name))
         if len(self._found) >= REMEMBERED:
             self._found.clear()
         self._found[name] = found
         return found
+
+
+def _keeps(rules: _Rules, name: str) -> bool:
+    """Whether a topic is kept by ``rules``."""
+    if rules is None:
+        return AD_HOC.history > 0
+    return next((is_kept for pattern, is_kept in rules if pattern.match(name) is not None), False)
+
+
+def _shapes(rules: _Rules) -> Any:
+    return None if rules is None else [(pattern.shape, is_kept) for pattern, is_kept in rules]
 
 
 def own_topic(kind: Kind, identity: Identity) -> str | None:

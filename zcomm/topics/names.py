@@ -86,7 +86,7 @@ class NamePattern:
         for part in text.split(":"):
             match = _PART.fullmatch(part)
             if match is None and ("{" in part or "}" in part):
-                raise fault("at most one {parameter} stands between two colons")
+                raise fault("a parameter is written {name}, and at most one stands between two colons")
             before, parameter, after = match.groups() if match else (part, "", "")
             if not _LITERAL.fullmatch(before + after):
                 raise fault("names of topics have letters, digits and _.:@/%- only")

@@ -91,7 +91,6 @@ class Message(NamedTuple):
 class Topic:
     """A topic that somebody here is subscribed to, or about to be.
 
-    :ivar generation: of the kinds that it was looked up in (:attr:`~zcomm.topics.kinds.Kinds.generation`).
     :ivar epoch: the numbering as clients are told it, and ``offset``: behind the newest message. Both empty for one
         that keeps none.
     :ivar members: those who are told of messages as they come.
@@ -108,7 +107,6 @@ class Topic:
         "begin",
         "epoch",
         "found",
-        "generation",
         "holders",
         "is_detailed",
         "late",
@@ -121,10 +119,9 @@ class Topic:
         "watchers",
     )
 
-    def __init__(self, name: str, found: Found, generation: int = 0):
+    def __init__(self, name: str, found: Found):
         self.name = name
         self.found = found
-        self.generation = generation
         self.begin = b'{"event":"message","topic":"%s",' % name.encode()
         self.epoch = ""
         self.offset = 0

@@ -98,9 +98,6 @@ class Topics:
         """
         kind = Kind(pattern, history=history, keep=keep, presence=presence, publish=publish, personal=personal)
         self.kinds.add(kind)
-        if len(self.hub):
-            # Some of what is subscribed to may be of this kind from now on, and be kept no more, or only now.
-            self.kinds.generation += 1
         if len(self.hub) or (personal and self._clients()):
             self.hub.judging.judge(self._goes_on, self._welcoming())
         self._check_hooks_later()
@@ -189,15 +186,18 @@ class Topics:
 
     def _ask_again(self, subscriber: Subscriber, subscription: Subscription, found: Found) -> None:
         def ended(failure: Failure) -> None:
+            now = subscriber.topics.get(subscription.topic.name)
+            if now is None or now.number != subscription.number:
+                # It is over, or one that was begun since has been allowed since.
+                return
             if not failure.check(CommandError):
                 self._log.failure("allow failed; {name!r} is unsubscribed", failure, name=subscriber.user)
-            now = subscriber.topics.get(subscription.topic.name)
-            if now is not None and now.number == subscription.number:
-                # One that was begun since has been allowed since.
-                self.hub.end(now, "permission_denied")
+            self.hub.end(now, "permission_denied")
 
         actions = ("subscribe", "presence") if subscription.watches else ("subscribe",)
-        maybeDeferred(self.ask, found, subscriber.client.identity, *actions).addErrback(ended)
+        asking = maybeDeferred(self.ask, found, subscriber.client.identity, *actions)
+        self._bound(asking, subscriber.client)
+        asking.addErrback(ended)
 
     # -- rights
 
@@ -310,13 +310,13 @@ class Topics:
             fragment = b'"key":' + write_json(key) + b"," + fragment
             digest = digest_of(topic, asked)
         kept = Kept(kind.history, kind.keep) if kind.history else None
-        if self.kinds.generation:
+        if self.kinds.have_changed:
             self.hub.judging.renew(topic)
         sent = self.engine.publish(topic, kept, fragment, author, origin, key, digest, teller)
-        return sent.addCallback(self._position) if self.kinds.generation else sent
+        return sent.addCallback(self._position, topic) if found.generation else sent
 
-    def _position(self, position: Position | None) -> Position | None:
-        return None if position is None else self.hub.told(position)
+    def _position(self, position: Position | None, topic: str) -> Position | None:
+        return None if position is None else self.hub.told(topic, position)
 
     def _known(self, topic: str) -> Found:
         if not is_topic_name(topic):
@@ -489,11 +489,15 @@ class Topics:
             return False
 
         putting = maybeDeferred(subscriber.in_order, name, run)
-        if not putting.called:
-            # It takes no longer than a command: those on the same topic wait for it.
-            putting.addTimeout(self._seconds, self._clock)
-            _end_with(client, putting)
+        # Commands on the same topic wait for it.
+        self._bound(putting, client)
         return putting.addCallbacks(told, failed)
+
+    def _bound(self, running: Deferred[Any], client: Any) -> None:
+        """Let what the program is asked for a client take no longer than a command, and end with the client."""
+        if not running.called:
+            running.addTimeout(self._seconds, self._clock)
+            _end_with(client, running)
 
     # -- those who come and go
 
