@@ -58,8 +58,8 @@ def nchan_module() -> Path | None:
 
 def nchan(module: Path, place: Path) -> Server:
     """Nchan as a server of these benchmarks: one worker, a channel that keeps a hundred messages."""
-    config = place / "nginx.conf"
-    config.write_text(
+    template, config = place / "nginx.conf.in", place / "nginx.conf"
+    template.write_text(
         f"load_module {module};\n"
         "daemon off; master_process off; worker_processes 1; pid nginx.pid; error_log stderr crit;\n"
         "worker_rlimit_nofile 60000;\n"
@@ -73,7 +73,7 @@ def nchan(module: Path, place: Path) -> Server:
         "  }\n"
         "}\n"
     )
-    script = f'sed -i "s/127.0.0.1:PORT/127.0.0.1:$0/" {config}; exec nginx -p {place} -c {config}'
+    script = f'sed "s/127.0.0.1:PORT/127.0.0.1:$0/" {template} > {config}; exec nginx -p {place} -c {config}'
     return Server("nchan", ("sh", "-c", script, "PORT"), fan="/room", news=DATA)
 
 

@@ -101,10 +101,11 @@ class TopicCommands:
         found = self._may_publish(asked, client, subscriber)
         self._topics.hub.take_publish(client, subscriber)
         data = encode_data(asked.data)
-        answer = self._topics.ask(found, client.identity, "publish")
-        if isinstance(answer, Deferred):
+        kind = found.kind
+        answer = self._topics.ask(found, client.identity, "publish") if kind.allowing else None
+        if answer is not None:
             return answer.addCallback(lambda _: self._clean(asked, client, subscriber, data))
-        if found.kind.checking is None:
+        if kind.checking is None:
             return self._send(asked, client, subscriber, found, data, data)
         return self._clean(asked, client, subscriber, data)
 
@@ -246,7 +247,8 @@ class TopicCommands:
 
     def _of(self, client: Any) -> Subscriber | None:
         """The side of topics of a client, where its commands have their order; ``None`` of a call over HTTP."""
-        return self._topics.hub.subscriber(client) if _hears(client) else None
+        subscriber: Subscriber | None = getattr(client, "subscriber", None)
+        return self._topics.hub.subscriber(client) if subscriber is None and _hears(client) else subscriber
 
     def _subscriber(self, client: Any, key: str) -> Subscriber:
         if not _hears(client):

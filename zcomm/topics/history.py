@@ -201,9 +201,11 @@ class Histories:
         self.size += cost
         self._filled[log] = None
         self._filled.move_to_end(log)
-        self._idle.pop(log, None)
-        log.expires = now + kept.seconds
-        log.known = now + max(KNOWN, KEEPS * kept.seconds)
+        if self._idle:
+            self._idle.pop(log, None)
+        seconds = kept.seconds
+        log.expires = now + seconds
+        log.known = now + (KNOWN if KEEPS * seconds < KNOWN else KEEPS * seconds)
         if log.expires < log.due:
             # What stands there already is met once more, and not noted again meanwhile.
             log.far = min(log.due, log.far)

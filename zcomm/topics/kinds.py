@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from zcomm.errors import ConfigError
-from zcomm.interfaces import RIGHTS, Identity
+from zcomm.interfaces import RIGHTS, Identity, Kept
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 from zcomm.topics.names import NamePattern, user_part
@@ -82,6 +82,8 @@ class Kind:
             raise fault("personal", "the pattern of personal topics has the parameter {name}, and no other")
         self.history = history
         self.keep = float(keep)
+        #: The same, as the engine takes it; ``None`` where nothing is kept.
+        self.kept = Kept(history, self.keep) if history else None
         self.presence = presence
         self.publish = publish
         self.personal = personal

@@ -139,8 +139,7 @@ class Topic:
     @property
     def kept(self) -> Kept | None:
         """The messages that it keeps."""
-        kind = self.found.kind
-        return Kept(kind.history, kind.keep) if kind.history else None
+        return self.found.kind.kept
 
     @property
     def is_unused(self) -> bool:

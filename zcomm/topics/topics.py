@@ -16,7 +16,7 @@ from zcomm.budget.budgets import Budgets
 from zcomm.budget.written import write_json
 from zcomm.config import Limits, read_text
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied
-from zcomm.interfaces import RIGHTS, Identity, IEngine, Kept, Permissions, Position, Slice
+from zcomm.interfaces import RIGHTS, Identity, IEngine, Permissions, Position, Slice
 from zcomm.runtime.deferreds import awaited
 from zcomm.text import did_you_mean, quoted, some
 from zcomm.topics.hub import Hub
@@ -303,16 +303,14 @@ class Topics:
         :param sender: the member of the message that tells who has sent it.
         :param asked: the JSON that was to be published, by which a repetition is known.
         """
-        kind = found.kind
         fragment = b'"data":' + data + sender
         digest = b""
         if key is not None:
             fragment = b'"key":' + write_json(key) + b"," + fragment
             digest = digest_of(topic, asked)
-        kept = Kept(kind.history, kind.keep) if kind.history else None
         if self.kinds.have_changed:
             self.hub.judging.renew(topic)
-        sent = self.engine.publish(topic, kept, fragment, author, origin, key, digest, teller)
+        sent = self.engine.publish(topic, found.kind.kept, fragment, author, origin, key, digest, teller)
         return sent.addCallback(self._position, topic) if found.generation else sent
 
     def _position(self, position: Position | None, topic: str) -> Position | None:
