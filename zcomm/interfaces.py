@@ -656,10 +656,12 @@ class IEngine(IService):
         :param author: the user who publishes; ``None`` for the program.
         :param origin: the connection.
         :param key: makes it safe to repeat: the same again, within five minutes, has no effect.
-        :param digest: of what is published, by which the same is known.
+        :param digest: of what is published, by the first 16 bytes of which the same is known. Where what follows is
+            another, the topic has been numbered anew since.
         :param teller: handed on to the listener of this process.
         :return: a Deferred of its position; of that which it had, where it is repeated; of ``None`` where none are
-            kept. It fails with :class:`~zcomm.errors.Conflict` for a key that was used for something else, and with
+            kept, and where it is repeated and the topic has been numbered anew since. It fails with
+            :class:`~zcomm.errors.Conflict` for a key that was used for something else, and with
             :class:`~zcomm.errors.Unavailable`.
         """
 

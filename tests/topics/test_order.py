@@ -517,3 +517,27 @@ def test_a_program_that_is_asked_who_is_put_into_a_topic(end: str):
         may.answer(True)
         server.settle()
         assert server.bifrost.topics.hub.topic("room:1") is None
+
+
+def test_very_many_commands_that_wait_for_one():
+    """They are all answered when it is, however many they are, and so is what comes later."""
+    server, rooms = server_with()
+    asked: list[Deferred[bool]] = []
+
+    @rooms.allow("subscribe")
+    def member(identity: Identity, id: str) -> Any:
+        asked.append(Deferred())
+        return asked[0] if len(asked) == 1 else True
+
+    ann = server.connect(identity=ANN)
+    first = ann.call("zSubscribe", ROOM)
+    counts: list[int] = []
+    for _ in range(2000):
+        server.topics.subscribe("room:1", "ann").addCallback(counts.append)
+    last = ann.call("zHistory", ROOM)
+    assert not first.called and not last.called and not counts
+    asked[0].callback(True)
+    server.settle()
+    assert result(first)["topic"] == "room:1" and result(last)["messages"] == []
+    assert counts == [0] * 2000
+    assert result(ann.call("zPublish", {**ROOM, "data": 1}))["offset"] == 1

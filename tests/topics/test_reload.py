@@ -225,3 +225,26 @@ def test_a_slow_client_of_a_topic_that_keeps_less_now(declare: Callable[[MemoryS
         answer(server, other, "zPublish", {"topic": "room:1", "data": "x" * 20_000 + str(number)})
     client.read_again()
     assert [event["offset"] for event in taken(server, client)] == list(range(151, 241))
+
+
+def test_a_repeated_message_of_a_topic_that_was_numbered_anew(declare: Callable[[MemoryServer, str], None]):
+    """It has no position any more: that would be taken for one of now, behind which something unnumbered is missing."""
+    server = MemoryServer()
+    kept, not_kept = '"room:{id}": {history: 5, publish: anybody}\n', '"room:{id}": {publish: anybody}\n'
+    declare(server, kept)
+    client = server.connect(identity=ALICE)
+    message = {"topic": "room:1", "data": 1, "_idempotencyKey": "k"}
+    first = answer(server, client, "zPublish", message)
+    assert first["offset"] == 1
+    declare(server, kept)
+    assert answer(server, client, "zPublish", message) == first
+    declare(server, not_kept)
+    assert answer(server, client, "zPublish", message) == {"topic": "room:1"}
+    assert answer(server, client, "zPublish", {"topic": "room:1", "data": 2}) == {"topic": "room:1"}
+    declare(server, kept)
+    assert answer(server, client, "zPublish", message) == {"topic": "room:1"}
+    assert answer(server, client, "zPublish", message | {"data": 2}) == "conflict"
+    later = {"topic": "room:1", "data": 3, "_idempotencyKey": "k3"}
+    last = answer(server, client, "zPublish", later)
+    assert last["offset"] == 2 and last["epoch"] != first["epoch"]
+    assert answer(server, client, "zPublish", later) == last

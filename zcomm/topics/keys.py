@@ -20,6 +20,9 @@ SIZE = 400
 #: The part of all keys that one user's may be where there is no room for more.
 SHARE = 4
 
+#: Bytes of a digest that tell what was published; those behind them tell by which numbering of its topic.
+DIGEST = 16
+
 #: The digest of what was published, and where it stands.
 Entry = tuple[bytes, Position | None]
 
@@ -53,7 +56,8 @@ class Keys:
         self._parts: deque[_Part] = deque()
 
     def find(self, author: str, key: str, digest: bytes) -> Entry | None:
-        """Look up what was published under ``key`` before.
+        """Look up what was published under ``key`` before; without its place, where the topic has been numbered anew
+        since: that would be taken for one of now.
 
         :param digest: of what is published now (:func:`digest_of`).
         :raises Conflict: where that is something else.
@@ -65,12 +69,12 @@ class Keys:
         for part in reversed(self._parts):
             entry = part.entries.get(name)
             if entry is not None:
-                if entry[0] != digest:
+                if entry[0][:DIGEST] != digest[:DIGEST]:
                     raise Conflict(
                         "_idempotencyKey: it was used to publish something else; use a key only for the same again",
                         {"_idempotencyKey": "was used for something else"},
                     )
-                return entry
+                return entry if entry[0] == digest else (entry[0], None)
         return None
 
     def keep(self, author: str, key: str, digest: bytes, position: Position | None) -> None:
@@ -89,6 +93,10 @@ class Keys:
         part.entries[author, key] = digest, position
 
 
-def digest_of(topic: str, data: bytes) -> bytes:
-    """The digest of what a client publishes, as it has sent it."""
-    return blake2b(topic.encode() + b"\n" + data, digest_size=16).digest()
+def digest_of(topic: str, data: bytes, generation: int = 0) -> bytes:
+    """The digest of what a client publishes, as it has sent it.
+
+    :param generation: of the topic's numbering (:attr:`~zcomm.topics.kinds.Found.generation`).
+    """
+    digest = blake2b(topic.encode() + b"\n" + data, digest_size=DIGEST).digest()
+    return digest + b"%x" % generation if generation else digest

@@ -68,7 +68,7 @@ class Subscriber:
         self.topics: dict[str, Subscription] = {}
         self.bucket: Bucket | None = None
         #: Commands on a topic for which an earlier one has to end first, by topic.
-        self._lanes: dict[str, deque[tuple[Deferred[Any], Callable[[], Any]]]] | None = None
+        self._lanes: dict[str, deque[tuple[Deferred[Any], Callable[[], Deferred[Any]]]]] | None = None
         #: Replies that wait until nothing else does.
         self.waiting: deque[Deferred[None]] | None = None
         self.behind: dict[Subscription, None] | None = None
@@ -116,27 +116,30 @@ class Subscriber:
 
         waiting: Deferred[Any] = Deferred(cancel)
 
-        def begin() -> None:
-            running = _deferred(run)
-            begun.append(running)
-            running.addBoth(self._over, waiting, topic)
+        def begin() -> Deferred[Any]:
+            begun.append(_deferred(run))
+            return begun[0]
 
         lanes[topic].append((waiting, begin))
         return waiting
 
     def _over(self, result: Any, outcome: Deferred[Any], topic: str) -> None:
         """Tell what a command has come to, and go on with what waited for it: so replies have the order of commands."""
-        if not outcome.called:
-            outcome.callback(result)
+        _tell(result, outcome)
         lanes = self._lanes
         lane = None if lanes is None else lanes.get(topic)
         if lanes is None or lane is None:
             return
         while lane:
             waiting, begin = lane.popleft()
-            if not waiting.called:
-                begin()
+            if waiting.called:
+                continue
+            running = begin()
+            if not running.called or running.paused:
+                running.addBoth(self._over, waiting, topic)
                 return
+            # Not from within each other: very many may be done at once.
+            running.addBoth(_tell, waiting)
         del lanes[topic]
 
     def when_free(self) -> Deferred[None]:
@@ -199,6 +202,12 @@ def author_of(client: Any) -> str:
 def sender_of(identity: Identity) -> bytes:
     """The member of a message's JSON that tells who has sent it."""
     return b',"from":' + write_json(identity.name)
+
+
+def _tell(result: Any, outcome: Deferred[Any]) -> None:
+    """Tell what a command has come to, where somebody waits for it still."""
+    if not outcome.called:
+        outcome.callback(result)
 
 
 def _deferred(run: Callable[[], Any]) -> Deferred[Any]:
