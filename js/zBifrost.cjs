@@ -823,12 +823,15 @@ function mergeMembers(members, joined, left) {
   return Object.fromEntries(merged);
 }
 
-/** The messages of a topic that wait for a loop over it, and how that ends. Before there is one, the newest wait. */
+/** The messages of a topic that wait for a loop over it, and how that ends. Before there is one, the newest wait. Where a
+ * loop was left, the next one is told that some are missing, before those that follow. */
 class Unread {
   #messages = [];
   #waiting = [];
   #end = null;
   #onEnd = null; // of the loop
+  #isLeft = false;
+  #missing; // since it was left
   #topic;
 
   constructor(topic) {
@@ -842,7 +845,18 @@ class Unread {
   /** The loop was left before its end. */
   leave() {
     this.#onEnd = null;
+    this.#isLeft = true;
     for (const { resolve } of this.#waiting.splice(0)) resolve({ value: undefined, done: true });
+  }
+
+  /** What the next loop is told in the place of messages, once. */
+  takeMissing() {
+    const missing = this.#missing;
+    if (missing !== undefined) {
+      this.#missing = undefined;
+      this.#isLeft = false;
+    }
+    return missing;
   }
 
   push(message) {
@@ -851,6 +865,7 @@ class Unread {
         this.lost('too_slow');
         return;
       }
+      if (this.#isLeft) this.#missing ??= this.#toError('too_slow');
       this.#messages.shift();
     }
     this.#messages.push(message);
@@ -858,11 +873,15 @@ class Unread {
   }
 
   lost(reason) {
-    if (this.#onEnd === null) this.#messages = [];
+    if (this.#onEnd !== null) this.finish(this.#toError(reason));
     else {
-      const text = `Messages of ${this.#topic} are missing: ${reason}`;
-      this.finish(new BifrostError(text, { code: 'messages_lost', reason }));
+      if (this.#isLeft) this.#missing ??= this.#toError(reason);
+      this.#messages = [];
     }
+  }
+
+  #toError(reason) {
+    return new BifrostError(`Messages of ${this.#topic} are missing: ${reason}`, { code: 'messages_lost', reason });
   }
 
   finish(error) {
@@ -1057,15 +1076,18 @@ class Topic {
   /** The messages that nobody has listened to yet, and all that follow. It subscribes where that was not done, ends when
    * the subscription does, and throws where messages were lost: by the server, or because more than 1,000 waited. */
   [Symbol.asyncIterator]() {
-    const unread = this.#unread;
-    this.#unread = new Unread(this.#name);
+    const missing = this.#unread.takeMissing();
+    const fresh = new Unread(this.#name);
+    const unread = missing ? fresh : this.#unread;
+    if (!missing) this.#unread = fresh;
     unread.begin(() => {
       this.#readers.delete(unread);
       this.#keep();
     });
     this.#readers.add(unread);
     this.#keep();
-    if (!this.#isJoined) this.subscribe().catch((error) => unread.finish(error));
+    if (missing) unread.finish(missing);
+    else if (!this.#isJoined) this.subscribe().catch((error) => unread.finish(error));
     let isLeft = false;
     return {
       next: () => (isLeft ? Promise.resolve({ value: undefined, done: true }) : unread.next()),

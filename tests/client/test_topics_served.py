@@ -80,7 +80,13 @@ async def test_two_talk(enter: Enter, rooms: Served):
     assert (await room.publish("first"))["offset"] == 1
     await other.subscribe()
     sent = await other.publish("second")
-    assert sent["offset"] == 2 and (await room.history(limit=1, reverse=True))["messages"][0]["key"] == sent["key"]
+    assert sent["offset"] == 2
+    for topic, is_own in ((room, False), (other, True)):
+        newest = (await topic.history(limit=1, reverse=True))["messages"][0]
+        assert (newest["key"], newest["own"], newest["data"]) == (sent["key"], is_own, "second")
+    for asked in ({"since": {"epoch": "yesterday", "offset": 1}}, {"before": {"epoch": "yesterday", "offset": 1}}):
+        nothing = await room.history(**asked)
+        assert (nothing["recovered"], nothing["reason"], nothing["messages"]) == (False, "epoch", [])
     await wait_until(lambda: len(heard) == 2 and len(answers) == 2 and len(seen) == 2, "the messages")
     assert (heard, answers) == (["first", "second"], ["first", None])
     names = [alice_name] = list(seen[0]["members"])

@@ -9,7 +9,7 @@ import msgspec
 
 from zcomm.client.members import Change, Members, PresenceNews, Whole
 
-__all__ = ["Continuity", "Message", "News", "Subscribed", "Subscription", "Unsubscribed", "messages_of"]
+__all__ = ["Continuity", "Message", "News", "Subscribed", "Subscription", "Unsubscribed"]
 
 #: Keys of publishes that are remembered, to tell one's own where the server sends them whole.
 OWN_KEYS = 1000
@@ -89,26 +89,6 @@ class _Place(msgspec.Struct):
 
 class _Kept(msgspec.Struct):
     messages: list[_Message]
-
-
-def messages_of(topic: str, reply: dict[str, Any]) -> list[Message]:
-    """The messages in a reply of ``zHistory``.
-
-    :raises ValueError: when it is none.
-    """
-    return [_told(topic, message, True) for message in msgspec.convert(reply, _Kept).messages]
-
-
-def _told(topic: str, message: _Message, replayed: bool) -> Message:
-    return {
-        "topic": topic,
-        "data": message.data,
-        "offset": message.offset,
-        "from": message.sender,
-        "key": message.key,
-        "own": message.own,
-        "replayed": replayed,
-    }
 
 
 class Subscription:
@@ -255,6 +235,15 @@ class Subscription:
             if len(self._own) > OWN_KEYS:
                 self._own.popitem(last=False)
 
+    def kept(self, reply: Any) -> list[Message]:
+        """The messages in a reply of ``zHistory``; none where its position is of another numbering.
+
+        :raises ValueError: when it is none.
+        """
+        if isinstance(reply, dict) and reply.get("recovered") is False:
+            return []
+        return [self._told(message, True) for message in msgspec.convert(reply, _Kept).messages]
+
     def heard(self, event: dict[str, Any]) -> News:
         """Take an event of the topic.
 
@@ -287,10 +276,19 @@ class Subscription:
         if offset is not None:
             self.offset = offset
             self.epoch = message.epoch or self.epoch
-        if message.key is not None and message.key in self._own:
-            message.own = True
         self._has_told = True
-        return [("message", _told(self.topic, message, replayed))]
+        return [("message", self._told(message, replayed))]
+
+    def _told(self, message: _Message, replayed: bool) -> Message:
+        return {
+            "topic": self.topic,
+            "data": message.data,
+            "offset": message.offset,
+            "from": message.sender,
+            "key": message.key,
+            "own": message.own or message.key in self._own,
+            "replayed": replayed,
+        }
 
     def _moved(self, place: _Place) -> News:
         """The topic goes on elsewhere."""

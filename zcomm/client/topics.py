@@ -18,7 +18,7 @@ from zcomm.client.listeners import Listeners
 from zcomm.client.members import Named, Whole, copied
 from zcomm.client.repeated import Repeated, retry_delay
 from zcomm.client.requests import written
-from zcomm.client.subscription import Message, News, Subscribed, Subscription, messages_of
+from zcomm.client.subscription import Message, News, Subscribed, Subscription
 from zcomm.client.unread import Unread
 from zcomm.errors import CommandError, CommandTimeout, ConnectionLost, InternalError, Invalid
 
@@ -49,7 +49,10 @@ class Published(TypedDict):
 
 
 class History(TypedDict):
-    """Messages that a server has kept, and where the topic is; ``more`` says whether there are more of them."""
+    """Messages that a server has kept, and where the topic is; ``more`` says whether there are more of them.
+
+    Where ``since`` or ``before`` cannot be used there are none, ``recovered`` is false, and ``reason`` says why.
+    """
 
     topic: str
     epoch: str | None
@@ -473,7 +476,7 @@ class Topic:
 
     def _kept(self, reply: Any) -> History:
         try:
-            messages = messages_of(self.name, reply)
+            messages = self._subscription.kept(reply)
         except ValueError:
             raise InternalError("The server's answer to zHistory is none") from None
         return {
