@@ -329,6 +329,9 @@ class Server(zComm):
 
         What cannot be used is not taken: the log says why, and what was read before still holds.
         """
+        if self.is_stopping:
+            self._log.info("nothing is read anew: it stops")
+            return
         server = self.websockets[0]
         parts: list[tuple[str, Callable[[], Any]]] = [
             ("the policy and the tokens", self.program.reload),

@@ -73,6 +73,14 @@ def answers(server: RunningServer, token: str | None = None) -> bool:
         return client.call("ping", 1)["result"] == 1
 
 
+def refuses(server: RunningServer) -> bool:
+    try:
+        BlockingRawClient(server.port, None).socket.close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.fixture
 def clients() -> Iterator[list[BlockingRawClient]]:
     """Those in the list are closed after the test."""
@@ -141,15 +149,7 @@ def test_g3_a_second_interrupt_ends_at_once(running_server: Start, tmp_path: Pat
         client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)", "_requestId": 1})
         assert client.call("ping", 1)["result"] == 1
         server.signal(signal.SIGINT)
-
-        def refuses() -> bool:
-            try:
-                BlockingRawClient(server.port, None).socket.close()
-            except ConnectionRefusedError:
-                return True
-            return False
-
-        wait_until_blocking(refuses, "the end of listening")
+        wait_until_blocking(lambda: refuses(server), "the end of listening")
         server.signal(signal.SIGINT)
         assert server.wait() == 130
 
@@ -206,6 +206,47 @@ def test_g4_signals_while_it_starts(running_server: Start, tmp_path: Path):
     with BlockingRawClient(server.port, token=server.token) as client:
         assert client.call("ping", 1)["result"] == 1
     assert "Traceback" not in server.log
+
+
+def test_g4_a_hang_up_while_it_stops(running_server: Start, tmp_path: Path):
+    """Nothing is read anew any more, and nothing is said to have failed."""
+    home = tmp_path / "home"
+    home.mkdir()
+    os.mkfifo(home / "pipe")
+    (home / "waiting_functions.py").write_text(
+        "from zcomm import function\n\n\n@function\ndef wait():\n    return open('pipe').read()\n"
+    )
+    server = running_server("--shutdown-timeout", "2", "--functions", "waiting_functions", home=home)
+    with BlockingRawClient(server.port, token=server.token) as client:
+        client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)", "_requestId": 1})
+        assert client.call("ping", 1)["result"] == 1
+        server.signal(signal.SIGTERM)
+        wait_until_blocking(lambda: refuses(server), "the end of listening")
+        server.signal(signal.SIGHUP)
+        server.wait_for_log("nothing is read anew: it stops")
+        assert server.wait() == 0
+    assert "were read anew" not in server.log and "Traceback" not in server.log
+
+
+def test_g4_signals_that_come_last(running_server: Start, tmp_path: Path):
+    """They are ignored once all is stopped: while Python clears up, others would make a failure of an orderly end."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "last_signals.py").write_text(
+        "import atexit, os, signal\n"
+        "from zcomm import function\n"
+        "@function\n"
+        "def nothing(): pass\n"
+        "def look():\n"
+        "    for name in ('SIGHUP', 'SIGUSR1', 'SIGTERM'):\n"
+        "        os.write(2, f'{name}: {signal.getsignal(getattr(signal, name))!r}\\n'.encode())\n"
+        "atexit.register(look)\n"
+    )
+    server = running_server("--functions", "last_signals", home=home)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    for name in ("SIGHUP", "SIGUSR1", "SIGTERM"):
+        assert f"{name}: <Handlers.SIG_IGN: 1>" in server.log
 
 
 def test_g4_a_hang_up_takes_the_new_policy(running_server: Start, tmp_path: Path):

@@ -56,6 +56,13 @@ class Signals:
         # Twisted's own would let the process end as if the signal had killed it; an orderly stop is a success.
         signal.signal(signal.SIGTERM, self._later(self._stop))
         signal.signal(signal.SIGINT, self._interrupt)
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._ended)
+
+    @staticmethod
+    def _ended() -> None:
+        # While it clears up Python has them do what they do by default: one that comes late would make a failure of it.
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:
