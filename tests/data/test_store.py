@@ -504,6 +504,21 @@ async def test_the_first_values_in_memory(make_store):
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_is_asked_while_it_starts(make_store, url):
+    """It waits until it is known what columns keep, and is done then, also when the store is started once more."""
+    store = make_store(url)
+    values = {"d": "1.50", "b": True, "da": "2026-01-02"}
+    for turn in range(1, 4):
+        started = store.start()
+        made = [store.create(user, "Things", values) for user in range(5)]
+        made.append(deferToThread(store.handle_request, {"action": "create", "model": "Things", "values": values}))
+        await started
+        await gatherResults(made)
+        assert len(await store.read(1, "Things", where={"da": "2026-01-02", "d": "1.50"})) == 6 * turn
+        await store.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_another_process_writes(make_store, tmp_path):
     """A file that another program keeps locked makes a write fail as busy, and reads go on."""
     store = make_store(f"sqlite:///{tmp_path}/busy.sqlite3", busy_timeout=0.2)

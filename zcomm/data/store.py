@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -125,6 +126,10 @@ class Store:
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
         self._checking: Waiters[bool] = Waiters()
+        #: Not set while it starts: what columns keep is not known then, and so not how values are kept.
+        self._knows = threading.Event()
+        self._knows.set()
+        self._starting: Waiters[None] = Waiters()
         self._looking_after = self._looking_for_locks = False
         #: What large reads came to, by the hash of owner, model and shape.
         self._large: OrderedDict[int, int] = OrderedDict()
@@ -136,12 +141,13 @@ class Store:
         return self._execution.schema
 
     def start(self) -> Deferred[None]:
-        """Connect, create the tables that are missing, compare the ones that are there.
+        """Connect, create the tables that are missing, compare the ones that are there. Operations wait for it.
 
         :return: a Deferred that fires when the store can be used. It fails with
             :class:`~zcomm.errors.ConfigError` when the database will not have us or does not fit the
             schema, and with :class:`~zcomm.errors.Unavailable` when it does not answer within the deadline.
         """
+        self._knows.clear()
         self._pool.open()
         self._own.start()
         self._reconnector.start()
@@ -149,7 +155,13 @@ class Store:
         started.addCallbacks(self._started, self._not_started)
         return started
 
+    def _begin(self) -> None:
+        """Let what waits for the start go on, as far as it can."""
+        self._knows.set()
+        self._starting.fire(None)
+
     def _started(self, _: None) -> None:
+        self._begin()
         if not self._watch.running:
             self._watch.start(LOOK_INTERVAL, now=False)
             self._lock_watch.start(LOCKS_INTERVAL, now=False)
@@ -157,6 +169,7 @@ class Store:
 
     def _not_started(self, failure: Failure) -> Failure:
         self._pool.close()
+        self._begin()
         fault = failure.value
         if not isinstance(fault, Fault):
             if not failure.check(Unavailable):
@@ -338,6 +351,12 @@ class Store:
         :param judged: the fields by which rights may tell these apart; any where it is left out.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
+        if not self._knows.is_set():
+            return self._starting.add().addCallback(
+                lambda _: self.execute(
+                    owner, command, identity, rows, reach, fields=fields, as_json=as_json, tells=tells, judged=judged
+                )
+            )
         try:
             model = self.schema.find(command.model)
             if command.takes_long(model):
@@ -497,6 +516,8 @@ class Store:
             raise RuntimeError(
                 "handle_request() waits, and so cannot be called on the reactor thread; use execute() there"
             )
+        if not self._knows.wait(self.deadline):
+            raise Unavailable("The database does not answer; try again")
         # Of a function, it is the work of who called that.
         call = current_call()
         job = self._job(parse_command(dict(request)), identity, owner=None if call is None else call.owner)
