@@ -541,3 +541,27 @@ def test_very_many_commands_that_wait_for_one():
     assert result(first)["topic"] == "room:1" and result(last)["messages"] == []
     assert counts == [0] * 2000
     assert result(ann.call("zPublish", {**ROOM, "data": 1}))["offset"] == 1
+
+
+@pytest.mark.parametrize("history", [0, 5])
+def test_a_program_that_declares_a_kind_while_it_is_asked(history: int):
+    """What was published is of the kind that the topic has by then, for those who hear it and for who publishes."""
+    server, rooms = server_with(history=5 - history)
+    asked: list[str] = []
+
+    @rooms.allow("publish")
+    def member(identity: Identity, id: str) -> bool:
+        asked.append(id)
+        if len(asked) == 2:
+            server.topics.topic("room:1", history=history, publish="anybody")
+        return True
+
+    ann = server.connect(identity=ANN)
+    result(ann.call("zSubscribe", ROOM))
+    replies = [result(ann.call("zPublish", {**ROOM, "data": data})) for data in range(3)]
+    server.settle()
+    events = [message for message in ann.messages if message["event"] == "message"]
+    assert texts(ann) == [0, 1, 2] and asked == ["1", "1"]
+    offsets = [None, 1, 2] if history else [1, None, None]
+    assert [reply.get("offset") for reply in replies] == offsets
+    assert [event.get("offset") for event in events] == offsets

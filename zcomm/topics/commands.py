@@ -102,16 +102,16 @@ class TopicCommands:
         self._topics.hub.take_publish(client, subscriber)
         data = encode_data(asked.data)
         kind = found.kind
-        answer = self._topics.ask(found, client.identity, "publish") if kind.allowing else None
+        if not kind.allowing and kind.checking is None:
+            return self._send(asked, client, subscriber, found, data, data)
+        answer = self._topics.ask(found, client.identity, "publish")
         if answer is not None:
             return answer.addCallback(lambda _: self._clean(asked, client, subscriber, data))
-        if kind.checking is None:
-            return self._send(asked, client, subscriber, found, data, data)
         return self._clean(asked, client, subscriber, data)
 
     def _clean(self, asked: Publish, client: Client, subscriber: Subscriber | None, data: bytes) -> Any:
         """Let the program look at it."""
-        # The rights may have changed meanwhile.
+        # The rights and the kind may have changed meanwhile, by what the program was asked with as well.
         found = self._may_publish(asked, client, subscriber)
         check = found.kind.checking
         if check is None:

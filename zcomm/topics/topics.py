@@ -272,8 +272,9 @@ class Topics:
 
         :param data: anything that JSON has a form for, up to 64 KiB of it.
         :param key: makes it safe to publish the same again within five minutes.
-        :returns: a Deferred of its :class:`~zcomm.interfaces.Position`; of ``None`` for a topic that keeps none. It
-            fails with :class:`~zcomm.errors.Invalid`, :class:`~zcomm.errors.NotFound` for a topic of no kind,
+        :returns: a Deferred of its :class:`~zcomm.interfaces.Position`; of ``None`` for a topic that keeps none, and
+            for one that has been numbered anew since the same was published under this key. It fails with
+            :class:`~zcomm.errors.Invalid`, :class:`~zcomm.errors.NotFound` for a topic of no kind,
             :class:`~zcomm.errors.Conflict` for a key that was used for something else, and
             :class:`~zcomm.errors.Unavailable` where the engine is away.
         """
