@@ -10,6 +10,7 @@ import pytest
 from zcomm import Identity
 from zcomm.errors import ConfigError
 from zcomm.topics.kinds import AD_HOC, MAX_PAST, Kind, Kinds, kinds_from_yaml, own_topic
+from zcomm.topics.names import NamePattern
 
 
 def kinds_of(*patterns: str) -> Kinds:
@@ -286,6 +287,27 @@ def test_changes_without_end():
     a, b = zip(*generations, strict=True)
     assert list(a) == sorted(set(a)) and list(b) == sorted(b)
     assert len(set(b)) <= 5
+
+
+def test_a_name_is_matched_as_often_after_many_changes(monkeypatch: pytest.MonkeyPatch):
+    """Each pattern is looked at once more at the most, however many changes are remembered."""
+    kinds = Kinds()
+    for turn in range(MAX_PAST):
+        text = "\n".join(f"'k{place}:{{id}}': {{history: {(turn + place) % 2}}}" for place in range(20))
+        kinds.replace_file(kinds_from_yaml(text, "topics.yaml"), "topics.yaml")
+        assert kinds.find(f"k1:{turn}") is not None
+    assert len(kinds._past) == MAX_PAST - 1
+    matched: list[str] = []
+    match = NamePattern.match
+
+    def counted(pattern: NamePattern, name: str) -> Any:
+        matched.append(pattern.text)
+        return match(pattern, name)
+
+    monkeypatch.setattr(NamePattern, "match", counted)
+    found = kinds.find("k19:new")
+    assert found is not None and found.generation == MAX_PAST - 1
+    assert len(matched) <= 2 * 20
 
 
 @pytest.mark.parametrize("action", ["subscribe", "publish", "presence", "history"])

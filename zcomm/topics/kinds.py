@@ -179,9 +179,8 @@ class Found(NamedTuple):
     generation: int = 0
 
 
-#: The patterns of kinds in the order in which they are asked, and whether they are kept; ``None`` as long as none is
-#: declared.
-_Rules = tuple[tuple[NamePattern, bool], ...] | None
+#: Whether kinds are kept, by the shape of their pattern; ``None`` as long as none is declared.
+_Rules = dict[Any, bool] | None
 
 
 class Kinds:
@@ -202,9 +201,12 @@ class Kinds:
         self._has_file = False
         self.personal: list[Kind] = []
         self.have_changed = False
-        #: The rules that topics were found by before those of now, as far as others were kept then; and the generation
-        #: that every topic had before the first of them.
+        self._rules: _Rules = None
+        #: The rules that topics were found by before those of now, as far as others were kept then; the patterns of all
+        #: of them and of those of now, in the order in which they are asked; and the generation that every topic had
+        #: before the first of them.
         self._past: list[_Rules] = []
+        self._patterns: list[NamePattern] = []
         self._base = 0
         self._found: dict[str, Found | None] = {}
 
@@ -252,21 +254,22 @@ class Kinds:
         yield
         self._sorted = sorted([*self._declared, *self._of_file], key=lambda kind: kind.pattern.rank)
         self.personal = [kind for kind in self._sorted if kind.personal]
+        self._rules = {kind.pattern.shape: kind.history > 0 for kind in self._sorted} if self.is_declared else None
         self._found.clear()
-        if was_used and _shapes(before) != _shapes(self._rules):
+        if was_used and before != self._rules:
             self.have_changed = True
             self._past.append(before)
             if len(self._past) > MAX_PAST:
                 # Every topic gets a number that it has not had.
                 self._base += len(self._past) + 1
                 self._past.clear()
-
-    @property
-    def _rules(self) -> _Rules:
-        return tuple([(kind.pattern, kind.history > 0) for kind in self._sorted]) if self.is_declared else None
+        patterns = [*(self._patterns if self._past else ()), *(kind.pattern for kind in self._sorted)]
+        self._patterns = sorted({each.shape: each for each in patterns}.values(), key=lambda each: each.rank)
 
     def _generation(self, name: str) -> int:
-        kept = [_keeps(rules, name) for rules in (*self._past, self._rules)]
+        # Matched once, as there may be a hundred rules with the same patterns.
+        fitting = [pattern.shape for pattern in self._patterns if pattern.match(name) is not None]
+        kept = [_keeps(rules, fitting) for rules in (*self._past, self._rules)]
         return self._base + sum([before is not after for before, after in pairwise(kept)])
 
     def has_presence(self, pattern: NamePattern) -> bool:
@@ -302,15 +305,14 @@ class Kinds:
         return found
 
 
-def _keeps(rules: _Rules, name: str) -> bool:
-    """Whether a topic is kept by ``rules``."""
+def _keeps(rules: _Rules, fitting: list[Any]) -> bool:
+    """Whether a topic is kept by ``rules``.
+
+    :param fitting: the shapes of the patterns that its name fits, in the order in which they are asked.
+    """
     if rules is None:
         return AD_HOC.history > 0
-    return next((is_kept for pattern, is_kept in rules if pattern.match(name) is not None), False)
-
-
-def _shapes(rules: _Rules) -> Any:
-    return None if rules is None else [(pattern.shape, is_kept) for pattern, is_kept in rules]
+    return next((rules[shape] for shape in fitting if shape in rules), False)
 
 
 def own_topic(kind: Kind, identity: Identity) -> str | None:
