@@ -252,6 +252,17 @@ def test_publish(server: RunningServer):
         assert done.returncode == status and reason in done.stderr and "Traceback" not in done.stderr, words
 
 
+def test_publish_where_only_subscribers_do(running_server: Callable[..., RunningServer], tmp_path: Path):
+    """A script is no subscriber: it is told which kinds it may publish to."""
+    kinds = tmp_path / "topics.yaml"
+    kinds.write_text('"room:{id}": {}\n"news:{id}": {publish: anybody}\n')
+    server = running_server("--topics", str(kinds))
+    refused = zcomm(server.home, "publish", "room:1", "1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("zcomm: permission_denied: ") and "publish: anybody" in refused.stderr
+    assert zcomm(server.home, "publish", "news:1", "1").stdout == "published to news:1\n"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

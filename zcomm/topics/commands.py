@@ -132,7 +132,9 @@ class TopicCommands:
             raise PermissionDenied("Permission denied: only the program publishes to this topic")
         if publishers == "subscribers" and (subscriber is None or not subscriber.is_in(asked.topic)):
             text = "Permission denied: only who is subscribed publishes to this topic"
-            if not _hears(client):
+            if _hears(client):
+                text += "; subscribe first, or publish from a script to a kind with publish: anybody"
+            else:
                 text += ", which takes a WebSocket; a call publishes to kinds with publish: anybody"
             raise PermissionDenied(text)
         return found
