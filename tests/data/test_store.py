@@ -519,6 +519,28 @@ async def test_what_is_asked_while_it_starts(make_store, url):
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_waits_for_a_start_ends_with_the_store(make_store, tmp_path):
+    """Who stops it does not wait for a database that somebody else keeps locked."""
+    path = tmp_path / "test.sqlite3"
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN EXCLUSIVE")
+    try:
+        store = make_store(f"sqlite:///{path}", busy_timeout=30.0)
+        started = store.start()
+        made = store.create(1, "Teams", {"name": "a"})
+        # It has a place, and waits for the file.
+        await wait_until(lambda: store._pool._places._value < store._pool._places._initial_value)
+        await store.stop()
+        with pytest.raises(Unavailable):
+            await made
+        assert not started.called
+    finally:
+        locker.close()
+    started.addErrback(lambda failure: failure.trap(Unavailable, ConfigError))
+    await started
+
+
+@pytest_twisted.ensureDeferred
 async def test_another_process_writes(make_store, tmp_path):
     """A file that another program keeps locked makes a write fail as busy, and reads go on."""
     store = make_store(f"sqlite:///{tmp_path}/busy.sqlite3", busy_timeout=0.2)

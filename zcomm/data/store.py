@@ -199,6 +199,7 @@ class Store:
                 loop.stop()
         self._reconnector.stop()
         self._pool.close()
+        self._begin()
         return following(self._own.stop()).addTimeout(STOP_TIMEOUT, self._clock).addErrback(lambda _: None)
 
     def interrupt(self) -> None:
