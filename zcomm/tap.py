@@ -329,7 +329,7 @@ class Server(zComm):
 
         What cannot be used is not taken: the log says why, and what was read before still holds.
         """
-        if self.is_stopping:
+        if self._stopping or not self.websockets:
             self._log.info("nothing is read anew: it stops")
             return
         server = self.websockets[0]

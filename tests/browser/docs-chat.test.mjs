@@ -26,7 +26,11 @@ for (const { name, options } of given.pages) {
       await tab.goto(`http://127.0.0.1:${server.port}/`);
       await tab.getByText('Authentication required').waitFor();
       const link = await server.link();
-      await (await openTab(browser)).goto(link);
+      const first = await openTab(browser);
+      await first.goto(link);
+      await first.waitForFunction(() => location.hash === '' && sessionStorage.length > 0);
+      // Else it would be counted among those who are here.
+      await first.context().close();
       await tab.goto(link);
       await tab.reload();
       await tab.getByText(/zcomm url prints another|Authentication required/).waitFor();
