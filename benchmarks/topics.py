@@ -1,9 +1,10 @@
 """Topics beside rooms of others, in one run: ``python benchmarks/topics.py [--seconds 3] [--rounds 3] [server …]``
 
 Deliveries to a thousand subscribers of one topic; messages published with history; clients that come back and get what
-they missed. zComm runs as its users run it: authentication, rights and limits in place, a hundred messages kept. Beside
-it: its own broadcasts, socket.io on Node (rooms, nothing kept), and Nchan in nginx (a hundred messages kept). Then, for
-zComm alone: 2,000 users who come into one topic within a second, and the presence events that each of them gets.
+they missed. zComm runs as its users run it: authentication, a policy and limits in place, a hundred messages kept.
+Beside it: its own broadcasts, without a policy; socket.io on Node (rooms, nothing kept); and Nchan in nginx (a hundred
+messages kept). Then, for zComm alone: 2,000 users who come into one topic within a second, and the presence events that
+each of them gets.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ SUBSCRIBE = '{"zKey":"zSubscribe","zHorizontal":{"topic":"room:1"},"_requestId":
 PUBLISH = f'{{"zKey":"zPublish","zHorizontal":{{"topic":"room:1","data":{DATA}}}}}'
 KINDS = '"room:{id}": {history: 100, publish: anybody}\n"long:{id}": {history: 1000, publish: anybody}\n' + (
     '"crowd:{id}": {history: 10, presence: true, publish: anybody}\n'
+)
+#: Who may what with them: every publish and every subscription is judged by it.
+POLICY = "admin:\n  topics:\n" + "".join(
+    f'    "{kind}:*": [subscribe, publish, presence, history]\n' for kind in ("room", "long", "crowd")
 )
 LIFTED = ("--publish-rate", "10000000")
 #: Users who come at once, and within how many seconds.
@@ -79,17 +84,19 @@ def nchan(module: Path, place: Path) -> Server:
 
 def known(place: Path) -> dict[str, Server]:
     """Every server that can be measured here, by name."""
-    kinds = place / "kinds.yaml"
+    kinds, policy = place / "kinds.yaml", place / "policy.yaml"
     kinds.write_text(KINDS)
-    topics = zcomm("zcomm", "--topics", str(kinds), *LIFTED)
+    policy.write_text(POLICY)
+    plain = zcomm("zcomm-broadcast")
+    topics = zcomm("zcomm", "--topics", str(kinds), "--policy", str(policy), *LIFTED)
     of_topics: dict[str, Any] = {"opening": {"WSLOAD_HELLO": SUBSCRIBE, "WSLOAD_READY": "1"}, "news": PUBLISH}
     found = [
         Server("zcomm", topics.command, rpc=topics.rpc, fan=topics.fan, ours=True, **of_topics),
         Server(
             "zcomm-broadcast",
-            (*topics.command, *FAN_OPTIONS),
-            rpc=topics.rpc,
-            fan=topics.fan,
+            (*plain.command, *FAN_OPTIONS),
+            rpc=plain.rpc,
+            fan=plain.fan,
             news=servers.COMMAND,
             ours=True,
         ),
