@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "services.status",
     ),
     ("bifrost", "data", "services.machine", "services.options", "services.resources"),
-    ("services.examination", "services.supervision"),
+    ("live", "services.examination", "services.supervision"),
     ("services.kinds",),
     ("services",),
     ("client", "commands"),

@@ -107,6 +107,7 @@ class Column:
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar padded: whether blanks at the end of a text count for nothing.
     :ivar caseless: whether patterns take no notice of case.
+    :ivar by_code_point: whether its texts are ordered by their code points, and it keeps nothing but texts.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
     :ivar listed: SQL that brings the texts that the column takes, where it takes some only; ``""`` elsewhere.
     :ivar tried: SQL with the parameters of one value, as a statement has them, which fails for a value that cannot be
@@ -136,6 +137,7 @@ class Column:
     exact: bool = True
     padded: bool = False
     caseless: bool = False
+    by_code_point: bool = False
     accepts: str = ""
     listed: str = ""
     tried: str = ""
@@ -234,6 +236,8 @@ class Model:
     namespace: str = ""
     #: Whether nobody may write it.
     read_only: bool = False
+    #: Whether its table is watched for changes by whomever, for live queries.
+    live: bool = False
     #: The groups of fields that no two rows have alike, beside the key and the fields that are unique alone.
     unique: tuple[tuple[str, ...], ...] = ()
     #: The groups of fields that have an index together where the table is made.

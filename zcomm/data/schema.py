@@ -47,7 +47,7 @@ _FIELD_KEYS = (
 )
 #: What concerns a model as a whole stands under this key in it.
 _MODEL = "_model"
-_MODEL_KEYS = ("table", "read_only", "unique", "index")
+_MODEL_KEYS = ("table", "read_only", "live", "unique", "index")
 #: Columns that PostgreSQL has in one index at most.
 _MAX_GROUP = 32
 _RULE_KEYS = ("min_length", "max_length", "min", "max", "pattern", "format", "error_message")
@@ -184,8 +184,11 @@ def _whole(file: str, name: str, fields: dict[str, Field], declared: Any) -> Mod
     read_only = declared.get("read_only", False)
     if type(read_only) is not bool:
         raise ConfigError(file, f"{place}: read_only must be true or false")
+    live = declared.get("live", False)
+    if type(live) is not bool:
+        raise ConfigError(file, f"{place}: live must be true or false")
     unique, index = (_groups(file, f"{place}: {key}", fields, declared.get(key, [])) for key in ("unique", "index"))
-    return Model(name=name, fields=fields, table=table, read_only=read_only, unique=unique, index=index)
+    return Model(name=name, fields=fields, table=table, read_only=read_only, live=live, unique=unique, index=index)
 
 
 def _groups(file: str, place: str, fields: dict[str, Field], declared: Any) -> tuple[tuple[str, ...], ...]:

@@ -1,0 +1,1 @@
+"""Live queries: the rows that match, now and from now on."""
