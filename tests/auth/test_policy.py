@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zcomm.auth.policy import AllowAll, Policy
+from zcomm.auth.policy import GRANTED, AllowAll, Policy
 from zcomm.config import Config
 from zcomm.data.schema import load_schema
 from zcomm.errors import ConfigError
@@ -424,8 +428,6 @@ YAMLISH = st.recursive(
 @settings(max_examples=300)
 def test_a_policy_is_valid_or_an_error(document: object):
     """Nothing else comes of any document, and a role that is not named may do nothing."""
-    import json
-
     try:
         policy = Policy.from_yaml(json.dumps(document), "p")
     except ConfigError:
@@ -474,6 +476,59 @@ def test_topics_by_pattern_and_by_own_name(name: str, role: str, topic: str, gra
         found = [each for each in RIGHTS["topic"] if policy.allows(Identity(name, role), each, "topic", topic)]
         assert " ".join(found) == granted
     assert not policy.allows(Identity(name, role), "read", "topic", topic)
+
+
+@given(
+    patterns=st.lists(
+        st.text("ab:%$*", min_size=1, max_size=6).map(lambda text: text.replace("$", "$name")), min_size=1, max_size=5
+    ),
+    asked=st.lists(
+        st.tuples(st.sampled_from(["a", "b", "%", "a*"]), st.sampled_from("mn"), st.text("ab:%2A5", max_size=8)),
+        max_size=12,
+    ),
+)
+@example(
+    ["$name:*"], [("a", "m", "a:1"), ("b", "m", "a:1"), ("a", "n", "b:1"), ("a*", "m", "a%2A:"), ("%", "m", "%25:")]
+)
+@settings(max_examples=150)
+def test_what_is_remembered_of_a_topic_is_that_topic_s(patterns: list[str], asked: list[tuple[str, str, str]]):
+    """However often and in whatever order users of all roles ask, they are granted what the patterns say."""
+    rights = dict(zip(patterns, RIGHTS["topic"] * 2, strict=False))
+    document = {"m": {"topics": {pattern: [right] for pattern, right in rights.items()}}, "n": {"topics": {"a*": "*"}}}
+    policy = Policy.from_yaml(json.dumps(document), "p")
+    for name, role, topic in asked + asked:
+        own = quote(name)
+        expected = {right for pattern, right in rights.items() if fnmatchcase(topic, pattern.replace("$name", own))}
+        alone = {right for pattern, right in rights.items() if pattern.replace("$name", own) == topic}
+        if role == "n":
+            expected, alone = (set(RIGHTS["topic"]) if topic.startswith("a") else set()), set()
+        found = {each for each in RIGHTS["topic"] if policy.allows(Identity(name, role), each, "topic", topic)}
+        assert found == (alone or expected)
+
+
+def test_what_is_remembered_of_topics_is_little_and_of_now():
+    """Whoever asks for ever new topics takes no more memory; rights that change hold at once."""
+    policy = Policy.from_yaml('m: {topics: {"x*": [publish], "$name*": [publish]}}', "p")
+    ann = Identity("ann", "m")
+
+    def ask(count: int, start: str) -> int:
+        for number in range(count):
+            assert policy.allows(ann, "publish", "topic", f"x{start}{number}".ljust(255, "x"))
+            assert not policy.allows(ann, "publish", "topic", "y" * 20_000 + str(number))
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = ask(3 * GRANTED, "a")
+        assert before < 10_000_000
+        assert ask(3 * GRANTED, "b") < before + 100_000
+    finally:
+        tracemalloc.stop()
+    policy.become(Policy.from_yaml('m: {topics: {"xa*": [publish]}}', "p"))
+    last = f"xb{3 * GRANTED - 1}".ljust(255, "x")
+    assert not policy.allows(ann, "publish", "topic", last)
+    policy.become(Policy.from_yaml('m: {topics: {"x*": [publish]}}', "p"))
+    assert policy.allows(ann, "publish", "topic", last) and not policy.allows(ann, "subscribe", "topic", last)
 
 
 @pytest.mark.parametrize(

@@ -42,15 +42,19 @@ from zcomm.errors import ConfigError
 from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
-from zcomm.topics.names import is_topic_name, user_part
+from zcomm.topics.names import MAX_NAME, is_topic_name, user_part
 
 __all__ = ["AllowAll", "Grant", "Policy", "is_operator"]
 
 #: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
 _SECTIONS = ("models", "functions", "pages", "files", "commands", "topics", "admin")
-#: Identities whose topics are remembered.
+#: Users whose topics are remembered.
 REMEMBERED = 4096
+#: Topics of which the newer and the older answers are remembered: so many of each.
+GRANTED = 4096
+#: Characters of the names in one answer that is remembered; what is longer is no topic's, or no user's who has some.
+LONGEST = 2 * MAX_NAME
 #: What is for those who run the server.
 _ADMIN = ("metrics",)
 #: What a model may have beside its actions, and what ``fields`` may say.
@@ -110,7 +114,10 @@ class _Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Grants:
-    """The rights of one role."""
+    """The rights of one role.
+
+    :ivar has_own_topics: whether the user's own name or role stands in some pattern of a topic.
+    """
 
     models: Mapping[str, frozenset[str]]
     other_models: frozenset[str]
@@ -118,6 +125,7 @@ class _Grants:
     fields: Mapping[str, FieldRights]
     names: Mapping[str, _Names]
     topics: Mapping[str, frozenset[str]]
+    has_own_topics: bool
 
 
 class Grant(NamedTuple):
@@ -138,8 +146,12 @@ class Policy:
 
     def __init__(self, roles: Mapping[str, _Grants]):
         self._roles = dict(roles)
-        #: The topics of identities, where these are in the patterns.
-        self._own_topics: dict[Identity, Mapping[str, frozenset[str]]] = {}
+        #: The topics by name and role of users, where these are in the patterns.
+        self._own_topics: dict[tuple[str, str], Mapping[str, frozenset[str]]] = {}
+        #: The actions granted, by role, name of the user where the patterns have it, and topic. When the newer ones are
+        #: many they take the place of the older ones; so what is in use stays, whatever else is asked for.
+        self._granted: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._granted_before: dict[tuple[str, str, str], frozenset[str]] = {}
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -150,6 +162,7 @@ class Policy:
         """Grant what ``other`` grants from now on: every part that holds this policy goes by the new rights."""
         self._roles = dict(other._roles)
         self._own_topics.clear()
+        self._granted, self._granted_before = {}, {}
 
     @classmethod
     def from_yaml(cls, text: str, name: str) -> Policy:
@@ -172,7 +185,11 @@ class Policy:
         if kind == "model":
             return action in grants.models.get(name, grants.other_models)
         if kind == "topic":
-            return action in _granted(self.topics(identity), name)
+            key = identity.role, identity.name if grants.has_own_topics else "", name
+            granted = self._granted.get(key)
+            if granted is None:
+                granted = self._find_granted(key, identity)
+            return action in granted
         return action in RIGHTS.get(kind, ()) and name in grants.names[kind]
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
@@ -205,9 +222,10 @@ class Policy:
         if grants is None:
             return {}
         granted = grants.topics
-        if not any("$" in pattern for pattern in granted):
+        if not grants.has_own_topics:
             return granted
-        known = self._own_topics.get(identity)
+        user = identity.name, identity.role
+        known = self._own_topics.get(user)
         if known is not None:
             return known
         own = {name: user_part(value) for name, value in (("$name", identity.name), ("$role", identity.role))}
@@ -220,8 +238,19 @@ class Policy:
                 found[pattern] = found.get(pattern, frozenset()) | actions
         if len(self._own_topics) >= REMEMBERED:
             self._own_topics.clear()
-        self._own_topics[identity] = found
+        self._own_topics[user] = found
         return found
+
+    def _find_granted(self, key: tuple[str, str, str], identity: Identity) -> frozenset[str]:
+        """The actions that are granted to the identity on the topic that ``key`` ends with, which are remembered."""
+        granted = self._granted_before.get(key)
+        if granted is None:
+            granted = _granted(self.topics(identity), key[2])
+        if len(key[1]) + len(key[2]) <= LONGEST:
+            if len(self._granted) >= GRANTED:
+                self._granted_before, self._granted = self._granted, {}
+            self._granted[key] = granted
+        return granted
 
     def names_command(self, key: str, identity: Identity | None = None) -> bool:
         """Whether a role is granted the command ``key`` by that very name, which ``"*"`` is not.
@@ -265,6 +294,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         if key not in _SECTIONS:
             raise ConfigError(name, f"role {role}: unknown key {key!r}{did_you_mean(key, _SECTIONS, or_list=True)}")
     models, other_models, rows, fields = _models(name, role, grants.get("models"))
+    topics = _topics(name, f"role {role}: topics", grants.get("topics"))
 
     def names(section: str, patterns: bool, known: tuple[str, ...] = ()) -> _Names:
         return _names(name, f"role {role}: {section}", grants.get(section), patterns, known)
@@ -281,7 +311,8 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
             "command": names("commands", False),
             "admin": names("admin", False, _ADMIN),
         },
-        topics=_topics(name, f"role {role}: topics", grants.get("topics")),
+        topics=topics,
+        has_own_topics=any("$" in pattern for pattern in topics),
     )
 
 
@@ -402,9 +433,23 @@ def _granted(topics: Mapping[str, frozenset[str]], name: str) -> frozenset[str]:
         return topics[name]
     granted: frozenset[str] = frozenset()
     for pattern, actions in topics.items():
-        if "*" in pattern and fnmatchcase(name, pattern):
-            granted |= actions
+        star = pattern.find("*")
+        if star >= 0 and name.startswith(pattern[:star]) and (star == len(pattern) - 1 or _fits(name, pattern)):
+            granted = granted | actions if granted else actions
     return granted
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether ``name`` fits a pattern in which each star is any number of characters."""
+    before, *between, after = pattern.split("*")
+    at, end = len(before), len(name) - len(after)
+    if at > end or not (name.startswith(before) and name.endswith(after)):
+        return False
+    for part in between:
+        at = name.find(part, at, end) + len(part)
+        if at < len(part):
+            return False
+    return True
 
 
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
