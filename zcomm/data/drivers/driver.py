@@ -226,6 +226,9 @@ class Connection(Protocol):
 
     def begin(self) -> None: ...
 
+    def begin_snapshot(self) -> None:
+        """Begin a transaction that reads one snapshot, and writes nothing."""
+
     def commit(self) -> None: ...
 
     def rollback(self) -> None:

@@ -61,6 +61,8 @@ WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[]) AND a.wait_event_
 """
 #: The process that works for whoever asks.
 _PROCESS = "SELECT pg_catalog.pg_backend_pid()"
+#: Begins a transaction whose first query takes the snapshot of all.
+_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _TERMINATE = """
 SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_catalog.text OPERATOR(pg_catalog.=) %s
@@ -345,20 +347,20 @@ class _Connection:
         self._disturbed = False
         self._dirty = self._dirty and self._transaction
 
-    def _begin_pinned(self) -> None:
+    def _begin_pinned(self, begin: str = "") -> None:
         self._disturbed = self._dirty = False
         self.waits_since = time.monotonic()
         try:
-            self._begin_in_turn()
+            self._begin_in_turn(begin or self._begin)
         finally:
             self.waits_since = float("inf")
 
-    def _begin_in_turn(self) -> None:
+    def _begin_in_turn(self, begin: str) -> None:
         session = self._renewed(self._raw)
         if session is not self._session:
             self._pin(session)
         try:
-            begun = self._arrange(f"{self._begin}; {self._pins}; {_PROCESS}", self._begin != "BEGIN")
+            begun = self._arrange(f"{begin}; {self._pins}; {_PROCESS}", begin == self._begin != "BEGIN")
         except psycopg.errors.FeatureNotSupported:
             # A standby, which took the place of a server that takes writes.
             self.rollback()
@@ -393,6 +395,24 @@ class _Connection:
         self._transaction = True
         try:
             self.run("BEGIN", (), False)
+        except Fault:
+            self.rollback()
+            raise
+
+    def begin_snapshot(self, before: str = "") -> None:
+        """
+        :param before: statements without parameters that run before the snapshot is taken; none where a pooler stands
+            in between, since the session is arranged by queries there.
+        """
+        if self._pooled:
+            self._begin_pinned(_SNAPSHOT)
+            self._transaction = True
+            return
+        if self._dirty:
+            self._regain()
+        self._transaction = True
+        try:
+            self.run(f"{_SNAPSHOT}; {before}" if before else _SNAPSHOT, (), False)
         except Fault:
             self.rollback()
             raise
@@ -621,6 +641,16 @@ class PostgreSQLDatabase:
     @property
     def namespace(self) -> str:
         return self._learned.namespace
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands in between, as far as connections have shown."""
+        return self._pooled
+
+    @property
+    def forms(self) -> Mapping[str, tuple[str, str]]:
+        """The settings of :class:`~zcomm.data.drivers.postgresql_session.Session` by which values are written."""
+        return self._learned.forms
 
     @property
     def _learned(self) -> Session:

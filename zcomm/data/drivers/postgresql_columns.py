@@ -140,14 +140,21 @@ SELECT a.attname AS field, pg_catalog.format_type(a.atttypid, a.atttypmod) AS de
     ) OR e.typtype = 'e' OR t.typname IN ('cidr', '_cidr', '_varchar') AS sortable,
     a.atttypid <> t.oid AS domain, coalesce(c.collisdeterministic, true) AS exact,
     coalesce(e.typname, '') AS element, coalesce(e.typtype, '') AS element_form,
-    CASE WHEN t.typtype = 'e' THEN t.oid::int8 ELSE 0 END AS enum
+    CASE WHEN t.typtype = 'e' THEN t.oid::int8 ELSE 0 END AS enum,
+    n.nspname = 'pg_catalog' AND t.typname IN ('text', 'varchar') AND c.collisdeterministic AND CASE
+        WHEN c.collprovider <> 'd' THEN c.collprovider = 'b' OR c.collprovider = 'c' AND c.collcollate = ANY ({bytes})
+        -- Before PostgreSQL 15 the database has no provider of its own.
+        ELSE coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'b'
+            OR coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c' AND d.datcollate = ANY ({bytes})
+    END IS TRUE AS by_byte
 FROM base
 JOIN pg_catalog.pg_type t ON t.oid = base.type AND t.typtype <> 'd'
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 JOIN pg_catalog.pg_attribute a ON a.attrelid = pg_catalog.to_regclass(%s) AND a.attnum = base.number
 LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
+LEFT JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
-"""
+""".replace("{bytes}", "ARRAY['C', 'POSIX', 'C.UTF-8', 'C.UTF8', 'C.utf8']")
 
 
 #: Where a unit of an interval begins that has no sign, but for the first one.
@@ -190,6 +197,7 @@ class _Found:
     :ivar element: of an array, the name of its items' type.
     :ivar element_form: likewise.
     :ivar enum: the number of an enum in the catalogue, 0 for any other type.
+    :ivar by_byte: whether it is a text whose collation goes by bytes, which UTF-8 orders as characters.
     :ivar forms: as of :class:`~zcomm.data.drivers.postgresql_session.Session`, those that its text depends on.
     """
 
@@ -207,6 +215,7 @@ class _Found:
     element: str
     element_form: str
     enum: int
+    by_byte: bool
     forms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -282,6 +291,7 @@ def _bound(field: Field, there: _Found, place: str, url: str, unicode: bool) -> 
     column = replace(
         column,
         nullable=there.nullable,
+        by_code_point=there.by_byte and unicode,
         accepts=f"a value that its column accepts ({there.declared})",
         listed=_LABELS.format(there.enum) if there.enum else "",
         tried=_tried(column.kept or (lambda given: given(cast, None)), declared),

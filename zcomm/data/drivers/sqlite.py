@@ -595,6 +595,9 @@ class _Connection:
         with self._waiting():
             self.run("BEGIN IMMEDIATE", (), False)
 
+    def begin_snapshot(self) -> None:
+        self.run("BEGIN", (), False)
+
     def _waiting(self) -> AbstractContextManager[None]:
         """Lasts while it waits for the file's lock, which only other programs hold while it has its turn."""
         return nullcontext() if self.turn is None else self.turn.aside()
