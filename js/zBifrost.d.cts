@@ -275,6 +275,63 @@ export interface Topic<T = any> extends AsyncIterable<TopicMessage<T>> {
   history(options?: HistoryOptions): Promise<History<T>>;
 }
 
+/** `loading`: no rows have come yet. `live`: the rows are those that match. `stale`: they were, but the connection is
+ * away, or nobody listens. `error`: the query has ended, and begins again with the next `subscribe()`. */
+export type LiveStatus = 'loading' | 'live' | 'stale' | 'error';
+
+export interface LiveOptions {
+  fields?: string[];
+  /** 'created_at DESC, name' or ['created_at DESC', 'name']. Equal ones stand in the order of the primary key. */
+  order_by?: string | string[];
+  /** 1 to 1000. Default 1000, and a query that finds more is refused. */
+  limit?: number;
+}
+
+/** From the rows that were told before to those that are told with it. */
+export interface LiveChange<T = Row> {
+  /** `initial`: the first rows. `change`: some have changed. `reset`: they were read anew, after a reconnect for one.
+   * `same`: the rows are what they were, and `status`, `error` or `sees` may have changed. */
+  readonly kind: 'initial' | 'change' | 'reset' | 'same';
+  /** Rows that were not there before; all of them where `kind` is `initial`. */
+  readonly added: readonly T[];
+  /** Rows that are there no more, as they were. */
+  readonly removed: readonly T[];
+  /** Rows that were there with other values. Where all three lists are empty, and `kind` is not `same`, the order is
+   * another. */
+  readonly changed: readonly { readonly row: T; readonly before: T }[];
+}
+
+export interface LiveEvents {
+  /** A page shows by it that its rows are `stale`. */
+  status: (change: { status: LiveStatus; previous: LiveStatus }) => void;
+  /** Why it has ended, once, or why it has to wait (`retryable`); where nobody listens here, those of the client are
+   * told, unless a loop throws it. */
+  error: (error: BifrostError) => void;
+}
+
+/** The rows that match, now and from now on: a store for React (`useSyncExternalStore(subscribe, getSnapshot)`), Vue
+ * and Svelte. `for await` has the rows now and after each change; where several have come meanwhile, after the last of
+ * them. It ends with `stop()` and `disconnect()`, and throws where the query fails. A row that has not changed is the
+ * same object as before, also after a reconnect; the list is frozen. */
+export interface Live<T = Row> extends AsyncIterable<readonly T[]> {
+  readonly rows: readonly T[];
+  readonly status: LiveStatus;
+  /** Why it has ended, or has to wait; null while all is well. */
+  readonly error: BifrostError | null;
+  /** `own`: writes that were not made through this server are not seen. Undefined before the first rows. */
+  readonly sees: 'all' | 'own' | undefined;
+  /** Of key, row and order, as the server told it last. */
+  readonly digest: string | undefined;
+  /** Calls `listener` at once, and whenever something has changed, rows or not. The first one begins the query, and it
+   * ends after the last one has gone. */
+  readonly subscribe: (listener: (rows: readonly T[], change: LiveChange<T>) => void) => Unsubscribe;
+  /** The same list until a row has changed. */
+  readonly getSnapshot: () => readonly T[];
+  on<E extends keyof LiveEvents>(event: E, listener: LiveEvents[E]): Unsubscribe;
+  /** Ends it at once, for all who subscribe to it and loop over it. */
+  stop(): void;
+}
+
 export class zBifrost {
   /** @throws TypeError for a URL, token or option that cannot be used. */
   constructor(url?: string | URL, token?: string | null, options?: Options);
@@ -316,6 +373,10 @@ export class zBifrost {
   /** The same object for the same name; nothing is sent yet. Other options than before count from the next
    * `subscribe()` on. */
   topic<T = any>(name: string, options?: TopicOptions): Topic<T>;
+
+  /** The rows that `read()` would bring, now and from now on; nothing is sent before somebody subscribes to it or loops
+   * over it. Each call makes another: keep it, in React with `useMemo`. */
+  live<T = Row>(model: string, filters?: Filters | null, options?: LiveOptions): Live<T>;
 
   on<E extends keyof Events>(event: E, listener: Events[E]): Unsubscribe;
   onBroadcast(listener: Events['broadcast']): Unsubscribe;

@@ -17,7 +17,8 @@
  * that a number cannot hold is a BigInt. What the caller passes in is never changed. The token appears in no
  * message, log line or error.
  *
- * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, topics, the client.
+ * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, topics, live queries,
+ * the client.
  */
 
 const PROTOCOL = 'zbifrost.v1';
@@ -46,12 +47,14 @@ const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
 const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
 const PUBLISH_OPTIONS = ['timeout', 'signal', 'idempotencyKey'];
 const HISTORY_OPTIONS = ['limit', 'reverse', 'since', 'before', 'timeout', 'signal'];
+const LIVE_OPTIONS = ['fields', 'order_by', 'limit'];
 
 const KEPT = 'zbifrost.token'; // where a tab keeps what it signs in with
 const TOPIC_NAME = /^[\w.:@/%-]{1,255}$/;
 const TOPIC_EVENTS = ['message', 'continuity', 'presence', 'subscribed', 'unsubscribed', 'error'];
 const MOST_UNREAD = 1000; // messages that a `for await` keeps
 const OWN_KEYS = 1000; // of publishes that are remembered
+const LIVE_EVENTS = ['status', 'error'];
 
 /** With it a class says that Immer may make drafts of its instances. */
 const DRAFTABLE = Symbol.for('immer-draftable');
@@ -408,6 +411,7 @@ function classify(text, bigints) {
   }
   const ofTopic = ['message', 'topic', 'presence', 'subscribed', 'unsubscribed'].includes(message.event);
   if (ofTopic && TOPIC_NAME.test(message.topic)) return { kind: 'topic', message };
+  if (message.event === 'live' && isObject(message.queries)) return { kind: 'live', message };
   // The answer to something that was no message at all. Broadcasts of results have a zKey.
   const { error, code, retryable, zKey } = message;
   if (typeof error === 'string' && typeof code === 'string' && typeof retryable === 'boolean' && zKey === undefined) {
@@ -1482,6 +1486,366 @@ class Topic {
   }
 }
 
+// ------------------------------------------------------------------------------------------- live queries
+
+const NO_ROWS = { keys: [], rows: Object.freeze([]) };
+const SAME = Object.freeze({ kind: 'same', added: [], removed: [], changed: [] });
+
+/** The value of a key as a text that no other has. */
+const toKey = (value) => JSON.stringify(value, (_, part) => (typeof part === 'bigint' ? [String(part)] : part));
+
+/** Whether two values are the same in JSON. */
+function isSame(one, other) {
+  if (Object.is(one, other)) return true;
+  if (typeof one !== 'object' || typeof other !== 'object' || one === null || other === null) return false;
+  const names = Object.keys(one);
+  if (Array.isArray(one) !== Array.isArray(other) || names.length !== Object.keys(other).length) return false;
+  return names.every((name) => Object.hasOwn(other, name) && isSame(one[name], other[name]));
+}
+
+/** What becomes of rows with an event: `{state, change}`. A row that has not changed stays the same object. `names` are
+ * those of the key's fields. */
+function follow(state, names, { reset, gone = [], set = [] }, kind) {
+  const keyOf = (row) => toKey(names.length === 1 ? row[names[0]] : names.map((name) => row[name]));
+  const placed = (reset?.map((row, at) => [at, row]) ?? set).map(([at, row]) => ({ at, row, key: keyOf(row) }));
+  const touched = new Set(reset ? state.keys : [...gone.map(toKey), ...placed.map(({ key }) => key)]);
+  const out = new Map();
+  const left = [];
+  state.keys.forEach((key, at) => (touched.has(key) ? out.set(key, state.rows[at]) : left.push(at)));
+  const [keys, rows, added, changed] = [[], [], [], []];
+  let next = 0;
+  const stay = () => {
+    keys.push(state.keys[left[next]]);
+    rows.push(state.rows[left[next]]);
+    next += 1;
+  };
+  for (const { at, row, key } of placed) {
+    while (rows.length < at && next < left.length) stay();
+    const before = out.get(key);
+    out.delete(key);
+    const isKept = before !== undefined && isSame(before, row);
+    if (before === undefined) added.push(row);
+    else if (!isKept) changed.push({ row, before });
+    keys.push(key);
+    rows.push(isKept ? before : row);
+  }
+  while (next < left.length) stay();
+  const isAll = rows.length === state.rows.length && rows.every((row, at) => row === state.rows[at]);
+  if (isAll && kind !== 'initial') return { state, change: SAME };
+  // Who sorts them in place has to copy them first.
+  return { state: { keys, rows: Object.freeze(rows) }, change: { kind, added, removed: [...out.values()], changed } };
+}
+
+/**
+ * The rows that match, now and from now on: a store. It runs while somebody subscribes to it or loops over it, and is
+ * asked for again with each connection, where nothing is sent of rows that have not changed.
+ */
+class Live {
+  #client;
+  #words; // of its zLive
+  #heard = new Set(); // who listens, and to what: {event, listener, end}
+  #status = 'loading';
+  #error = null;
+  #sees;
+  #digest;
+  #names; // of the key's fields; undefined: no rows have come yet
+  #state = NO_ROWS;
+  #isWanted = false;
+  #query = null; // its name on this connection, from the zLive on
+  #failures = 0;
+  #timer;
+
+  constructor(words, client) {
+    this.#words = words;
+    this.#client = client;
+    Object.defineProperty(this, '__v_skip', { value: true });
+  }
+
+  get rows() {
+    return this.#state.rows;
+  }
+
+  get status() {
+    return this.#status;
+  }
+
+  /** Why it has ended, or is waited for; null while all is well. */
+  get error() {
+    return this.#error;
+  }
+
+  get sees() {
+    return this.#sees;
+  }
+
+  get digest() {
+    return this.#digest;
+  }
+
+  /** The same list until something has changed. */
+  getSnapshot = () => this.#state.rows;
+
+  /** Call `listener(rows, change)` at once, and whenever rows, status, error or `sees` have changed; returns the
+   * function that ends it. */
+  subscribe = (listener) => {
+    const entry = this.#add('rows', listener);
+    const { rows } = this.#state;
+    // A store of Svelte tells its value at once; others do not mind.
+    const change = this.#names ? { ...SAME, kind: 'initial', added: rows } : SAME;
+    this.#client.listeners.guard(this.#event('rows'), () => listener(rows, change));
+    if (this.#heard.has(entry)) this.#begin();
+    return () => this.#remove(entry);
+  };
+
+  /** Call `listener` with each `status` or `error`; returns the function that ends it. */
+  on(event, listener) {
+    if (!LIVE_EVENTS.includes(event)) {
+      throw new TypeError(`zBifrost: a live query has no event ${event}, but ${LIVE_EVENTS.join(', ')}`);
+    }
+    const entry = this.#add(event, listener);
+    return () => this.#remove(entry);
+  }
+
+  /** End it at once, for all who subscribe to it and loop over it. */
+  stop() {
+    this.#endLoops();
+    for (const entry of this.#heard) if (entry.event === 'rows') this.#heard.delete(entry);
+    this.#end();
+  }
+
+  /** The rows now and after each change; of several changes that nobody has waited for, after the last of them. It ends
+   * with stop() and disconnect(), and throws where the query fails or no connection comes any more. */
+  [Symbol.asyncIterator]() {
+    const waiting = [];
+    let due; // the rows that were not read yet
+    let over; // {error}
+    const settle = () => {
+      while (waiting.length > 0 && (due ?? over)) {
+        const { resolve, reject } = waiting.shift();
+        const { error } = over ?? {};
+        if (due) resolve({ value: due, done: false });
+        else if (error) reject(error);
+        else resolve({ value: undefined, done: true });
+        if (!due && error) over = {};
+        due = undefined;
+      }
+    };
+    const end = (error) => {
+      over ??= { error };
+      settle();
+    };
+    const take = (rows, { kind }) => {
+      if (kind !== 'same') due = rows;
+      settle();
+    };
+    const entry = this.#add('rows', take, end);
+    if (this.#names) due = this.rows;
+    this.#begin();
+    return {
+      next() {
+        const { promise, ...call } = toSettle();
+        waiting.push(call);
+        settle();
+        return promise;
+      },
+      return: (value) => {
+        due = undefined;
+        this.#remove(entry);
+        end();
+        over = {};
+        return Promise.resolve({ value, done: true });
+      },
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
+  }
+
+  // What the client does with it.
+
+  /** There is a connection, and nothing else was sent yet but for topics. */
+  static opened(live) {
+    live.#ask();
+  }
+
+  /** The connection has ended, with `failure` where no other follows. */
+  static closed(live, failure, isOwn) {
+    clearTimeout(live.#timer);
+    live.#query = null;
+    if (live.#status === 'live') live.#become('stale');
+    if (failure === undefined) return;
+    live.#endLoops(isOwn ? undefined : failure);
+    live.#rest();
+  }
+
+  /** What an event has for it, if anything; none concerns it from its zLive to the answer. */
+  static received(live, queries) {
+    if (live.#status !== 'live' || !Object.hasOwn(queries, live.#query)) return;
+    const news = queries[live.#query];
+    if (Object.hasOwn(news, 'error')) live.#fail(toCommandFailed(news));
+    else live.#take(news, news.reset ? 'reset' : 'change');
+  }
+
+  // Asking.
+
+  #begin() {
+    if (this.#isWanted) return;
+    this.#isWanted = true;
+    this.#client.keep(this, true);
+    if (this.#status === 'error') this.#become(this.#names ? 'stale' : 'loading');
+    if (this.#query === null && this.#client.isOpen()) this.#ask();
+  }
+
+  /** End it where nobody looks at it any more. Strict mode of React, and pages that follow one another, look again at
+   * once. */
+  #rest() {
+    const isUsed = () => [...this.#heard].some(({ event }) => event === 'rows');
+    if (!isUsed()) afterReading(() => isUsed() || this.#end());
+  }
+
+  #end() {
+    if (!this.#isWanted) return;
+    this.#forget();
+    if (this.#status !== 'live') return; // where it is under way its answer ends it
+    this.#leave();
+    this.#become('stale');
+  }
+
+  #forget() {
+    clearTimeout(this.#timer);
+    this.#isWanted = false;
+    this.#failures = 0;
+    this.#client.keep(this, false);
+  }
+
+  #ask() {
+    clearTimeout(this.#timer);
+    // Each has another name: what comes for one that is over is for nobody.
+    const query = this.#client.newQuery();
+    this.#query = query;
+    const horizontal = { query, ...this.#words, known: this.#digest };
+    this.#client.issue(
+      {
+        resolve: (reply) =>
+          this.#client.listeners.guard('zLive', () => this.#query === query && this.#answered(reply)),
+        reject: (error) => this.#query === query && this.#refused(error),
+      },
+      () => ({ zKey: 'zLive', zHorizontal: horizontal }),
+    );
+  }
+
+  #answered({ same, rows, key, ...news }) {
+    if (!this.#isWanted) {
+      this.#leave();
+      return;
+    }
+    this.#failures = 0;
+    const kind = this.#names ? 'reset' : 'initial';
+    this.#names ??= key;
+    this.#take(same ? news : { ...news, reset: rows }, kind);
+  }
+
+  #refused(error) {
+    // It may have come too late, and not have been refused.
+    if (error instanceof RequestTimeout) this.#leave();
+    this.#query = null;
+    if (!this.#isWanted || error instanceof ConnectionLost) return; // the next connection is asked
+    if (!error.retryable) {
+      this.#fail(error);
+      return;
+    }
+    this.#timer = setTimeout(() => this.#ask(), fullJitter()(this.#failures));
+    this.#failures += 1;
+    this.#client.listeners.together(() => {
+      this.#become(this.#status, { error });
+      if (this.#failures === 1) this.#report(error);
+    });
+  }
+
+  #leave() {
+    const query = this.#query;
+    this.#query = null;
+    this.#client.issue({ resolve() {}, reject() {} }, () => ({ zKey: 'zUnsubscribe', zHorizontal: { query } }));
+  }
+
+  #fail(error) {
+    this.#query = null;
+    this.#forget();
+    this.#client.listeners.together(() => {
+      this.#become('error', { error });
+      if (!this.#endLoops(error) || this.#hears('error')) this.#report(error);
+    });
+  }
+
+  // Rows.
+
+  #take({ digest, sees, ...news }, kind) {
+    const isNew = news.reset ?? news.set ?? news.gone;
+    const { state, change } = isNew ? follow(this.#state, this.#names, news, kind) : {};
+    this.#digest = digest ?? this.#digest;
+    this.#become('live', { sees, state, change });
+  }
+
+  /** Have it so, and tell of it when all of it is so. */
+  #become(status, { error = null, sees = this.#sees, state = this.#state, change = SAME } = {}) {
+    const previous = this.#status;
+    const isElse = change !== SAME || status !== previous || error !== this.#error || sees !== this.#sees;
+    [this.#status, this.#error, this.#sees, this.#state] = [status, error, sees, state];
+    this.#client.listeners.together(() => {
+      if (isElse) this.#tell('rows', state.rows, change);
+      if (status !== previous) this.#tell('status', { status, previous });
+    });
+  }
+
+  // Telling.
+
+  #event(name) {
+    return `${name} of ${this.#words.model}`;
+  }
+
+  #add(event, listener, end) {
+    if (typeof listener !== 'function') throw new TypeError('zBifrost: a listener is a function');
+    const entry = { event, listener, end };
+    this.#heard.add(entry);
+    return entry;
+  }
+
+  #remove(entry) {
+    if (this.#heard.delete(entry)) this.#rest();
+  }
+
+  #hears(name) {
+    return [...this.#heard].some(({ event }) => event === name);
+  }
+
+  /** Tell those who listen now: who comes later is told what is so by then. */
+  #tell(name, ...values) {
+    const { listeners } = this.#client;
+    const meant = [...this.#heard].filter(({ event }) => event === name);
+    listeners.inTurn(() => {
+      for (const entry of meant) {
+        if (this.#heard.has(entry)) listeners.guard(this.#event(name), () => entry.listener(...values));
+      }
+    });
+  }
+
+  /** An error that no loop throws. */
+  #report(error) {
+    if (this.#hears('error')) this.#tell('error', error);
+    else this.#client.listeners.emit('error', error);
+  }
+
+  /** Whether there were any. */
+  #endLoops(error) {
+    const loops = [...this.#heard].filter(({ end }) => end);
+    for (const loop of loops) {
+      this.#heard.delete(loop);
+      this.#client.listeners.inTurn(() => loop.end(error));
+    }
+    return loops.length > 0;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------- client
 
 /**
@@ -1517,6 +1881,13 @@ export class zBifrost {
     keep: (topic, is) => (is ? this.#keptTopics.add(topic) : this.#keptTopics.delete(topic)),
     call: (...given) => this.#command(...given),
     issue: (settle, build) => this.#issue(settle, build, undefined, []),
+  };
+  #lives = new Set(); // the live queries that somebody wants
+  #queries = 0; // so many names were given to them
+  #ofLives = {
+    ...this.#ofTopics,
+    keep: (live, is) => (is ? this.#lives.add(live) : this.#lives.delete(live)),
+    newQuery: () => `q${(this.#queries += 1)}`,
   };
 
   /**
@@ -1682,6 +2053,20 @@ export class zBifrost {
     }
     Topic.configure(topic, given);
     return topic;
+  }
+
+  /**
+   * The rows that `read()` would bring, now and from now on; nothing is sent before somebody subscribes to it or loops
+   * over it. `options` are fields, order_by and limit.
+   */
+  live(model, filters, options) {
+    if (typeof model !== 'string' || model === '') throw new TypeError('zBifrost: the model must be a name');
+    checkNames(options, LIVE_OPTIONS);
+    const { fields, order_by, limit } = options ?? {};
+    const asked = Object.entries({ model, where: toWhere(filters), fields, order_by, limit });
+    const given = Object.fromEntries(asked.filter(([, value]) => value !== undefined));
+    // As it is now, whatever becomes of the objects.
+    return new Live(decode(encode(given), 'bigint'), this.#ofLives);
   }
 
   // Events.
@@ -1864,7 +2249,10 @@ export class zBifrost {
     this.#attempt = null;
     this.#listeners.together(() => {
       this.#setState('connected');
-      this.#calls.reopen(() => this.#keptTopics.forEach(Topic.opened));
+      this.#calls.reopen(() => {
+        this.#keptTopics.forEach(Topic.opened);
+        this.#lives.forEach(Live.opened);
+      });
     });
     if (this.#link === link) this.#listeners.emit('open');
   }
@@ -1947,6 +2335,7 @@ export class zBifrost {
     if (own) attempt?.promise.catch(() => {});
     attempt?.reject(failure);
     this.#listeners.together(() => {
+      this.#lives.forEach((live) => Live.closed(live, retry ? undefined : failure, own));
       this.#log(`connection ended: ${failure.message}`);
       this.#listeners.inTurn(() => asks.forEach((open) => open.abort()));
       this.#tellState(previous, retry ? 'reconnecting' : 'disconnected');
@@ -2081,6 +2470,14 @@ export class zBifrost {
         else this.#listeners.emit('broadcast', message);
         break;
       }
+      case 'live':
+        // All of it is one step: nobody is told before all of them have taken it.
+        this.#listeners.together(() => {
+          for (const live of [...this.#lives]) {
+            this.#listeners.guard('live', () => Live.received(live, message.queries));
+          }
+        });
+        break;
       default:
         this.#listeners.emit('broadcast', message);
     }

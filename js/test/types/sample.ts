@@ -12,7 +12,19 @@ import {
   fullJitter,
   zBifrost,
 } from 'zbifrost';
-import type { Events, Members, Options, Position, Prompt, State, Topic, TopicMessage } from 'zbifrost';
+import type {
+  Events,
+  Live,
+  LiveChange,
+  LiveStatus,
+  Members,
+  Options,
+  Position,
+  Prompt,
+  State,
+  Topic,
+  TopicMessage,
+} from 'zbifrost';
 
 interface User {
   id: number;
@@ -86,6 +98,26 @@ export async function sample(): Promise<void> {
   [unheard, unwatch].forEach((end) => end());
   `${where?.epoch}${last?.data.text}${present}`.trim();
 
+  const orders: Live<User> = client.live<User>(
+    'Users',
+    { age__gte: 18 },
+    { fields: ['id', 'name'], order_by: ['name'], limit: 50 },
+  );
+  const { subscribe, getSnapshot } = orders;
+  const ends = [
+    subscribe((rows: readonly User[], { kind, added, removed, changed }: LiveChange<User>) => {
+      if (kind !== 'same') `${rows.length}${added.length}${removed[0]?.name}`.trim();
+      for (const { row, before } of changed) if (row.name !== before.name) row.name.trim();
+    }),
+    orders.on('status', ({ status, previous }) => status !== previous),
+    orders.on('error', (error) => error.code),
+  ];
+  for await (const rows of orders) if (rows === getSnapshot() && rows === orders.rows) break;
+  const shown: LiveStatus = orders.status;
+  `${shown}${orders.error?.code}${orders.sees}${orders.digest}`.trim();
+  ends.forEach((end) => end());
+  orders.stop();
+
   const stop = client.on('state', (change) => change.previous === state);
   const listener: Events['broadcast'] = (message) => message.zKey;
   client.onBroadcast(listener);
@@ -127,6 +159,10 @@ export async function sample(): Promise<void> {
   await room.publish({ txt: 'hi' });
   // @ts-expect-error who is here is read only
   room.presence.members = {};
+  // @ts-expect-error nobody keeps a page of them live
+  client.live('Users', null, { offset: 10 });
+  // @ts-expect-error rows are not put there
+  orders.rows.push({ id: 1, name: 'Alice' });
   // @ts-expect-error values are an object
   await client.create('Users', 'Alice');
 }
