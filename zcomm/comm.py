@@ -236,6 +236,7 @@ class zComm(MultiService):
         dispatcher.reserve(Description.KEY, told.respond)
         if isinstance(self.zcli, Host):
             bifrost.serve_data(walker, self.zcli.crud(permissions, bifrost.is_heard))
+            bifrost.serve_live(self.zcli.respond_live)
         else:
             data = self._part("data", walker)
             crud = own = None

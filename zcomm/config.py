@@ -138,6 +138,10 @@ class Limits:
     history_memory: int = _limit(
         256 * 1024 * 1024, "bytes of the messages that topics keep, a quarter of them one user's", 1024 * 1024
     )
+    live_per_client: int = _limit(64, "live queries of one client")
+    live_memory: int = _limit(
+        256 * 1024 * 1024, "bytes that the rows of live queries take, a quarter of them one user's", 1024 * 1024
+    )
     shutdown_timeout: float = _limit(5.0, "seconds for clients to leave at shutdown", 0)
 
     def __post_init__(self) -> None:

@@ -67,6 +67,16 @@ REFUSAL = 1e-5
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
 
+class Follower(Protocol):
+    """The side of live queries of a connection."""
+
+    def drained(self) -> None:
+        """Go on with what waits for the client, which has taken all that it was sent."""
+
+    def lost(self) -> None:
+        """Forget the client, which is gone."""
+
+
 class Transport(Recipient, Protocol):
     """The way between a connection and its client."""
 
@@ -273,6 +283,7 @@ class Connection(metaclass=HookRefusing):
         "id",
         "identity",
         "left",
+        "live",
         "on_lost",
         "origin",
         "peer",
@@ -315,6 +326,8 @@ class Connection(metaclass=HookRefusing):
         self.prompts: dict[str, None] = {}
         #: What it has to do with topics, if anything.
         self.subscriber: Subscriber | None = None
+        #: What it has to do with live queries, if anything.
+        self.live: Follower | None = None
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
@@ -685,9 +698,11 @@ class Connection(metaclass=HookRefusing):
             self.transport.close(code, reason)
 
     def drained(self) -> None:
-        """Go on with what topics have for it: it has taken all that waited."""
+        """Go on with what topics and live queries have for it: it has taken all that waited."""
         if self.subscriber is not None:
             self.subscriber.drained()
+        if self.live is not None:
+            self.live.drained()
 
     def lost(self) -> None:
         """Cancel its running commands and call :attr:`on_lost`; called once, when the client is gone."""
@@ -695,6 +710,8 @@ class Connection(metaclass=HookRefusing):
         begun = perf_counter()
         if self.subscriber is not None:
             self.subscriber.lost()
+        if self.live is not None:
+            self.live.lost()
         self._state.budgets.leave(self.account)
         for deferred in list(self._running):
             deferred.cancel()
@@ -750,6 +767,8 @@ def _named(request: Request) -> str:
             return f"{request.key}({request.horizontal.get('name')})"[:80]
         if request.key in ("zSubscribe", "zPublish", "zHistory", "zPresence"):
             return f"{request.key}({request.horizontal.get('topic')})"[:80]
+        if request.key == "zLive":
+            return f"{request.key}({request.horizontal.get('model')})"[:80]
     name, parenthesis, rest = form.partition("(")
     if not parenthesis or not request.key.startswith(name):
         return request.key.partition("(")[0][:80]

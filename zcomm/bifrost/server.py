@@ -20,7 +20,7 @@ from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
-from zcomm.bifrost.dispatch import Dispatcher, KeyedResponder
+from zcomm.bifrost.dispatch import Dispatcher, KeyedResponder, Responder
 from zcomm.bifrost.factory import BifrostFactory
 from zcomm.bifrost.given import Given
 from zcomm.bifrost.handshake import Head
@@ -33,7 +33,7 @@ from zcomm.budget.budgets import Budgets
 from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
-from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
+from zcomm.interfaces import Broadcast, Client, IEngine, Permissions, Request
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
@@ -141,6 +141,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         on_topics = TopicCommands(topics, permissions)
         self.dispatcher.reserve("zSubscribe", on_topics.subscribe)
         self.dispatcher.reserve("zUnsubscribe", on_topics.unsubscribe)
+        self._unsubscribe = on_topics.unsubscribe
         self.dispatcher.reserve("zPublish", on_topics.publish)
         self.dispatcher.reserve("zHistory", on_topics.history, reads=True)
         self.dispatcher.reserve("zPresence", on_topics.presence)
@@ -196,6 +197,17 @@ class zBifrost(Service, metaclass=HookRefusing):
         """
         self.walker = walker
         self.dispatcher.serve_data(crud, host)
+
+    def serve_live(self, live: Responder) -> None:
+        """Set what answers ``zLive``, and ``zUnsubscribe`` of a query."""
+
+        def unsubscribe(request: Request, client: Client) -> Any:
+            horizontal = request.horizontal
+            is_query = type(horizontal) is dict and "query" in horizontal
+            return live(request, client) if is_query else self._unsubscribe(request, client)
+
+        self.dispatcher.reserve("zLive", live)
+        self.dispatcher.reserve("zUnsubscribe", unsubscribe)
 
     def is_heard(self) -> bool:
         """Whether somebody may hear of a change beside who makes it."""

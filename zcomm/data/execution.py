@@ -127,11 +127,11 @@ class Job:
         return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
 
 
-def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BYTES, numbers: str = "") -> list[Any]:
+def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BYTES, numbers: Any = "") -> list[Any]:
     """The plan's values as the driver takes them, in the order of the statement's parameters.
 
     :param allowance: bytes that the rows may come to.
-    :param numbers: those of the rows of a change in two steps, as JSON.
+    :param numbers: those of the rows of a change in two steps, as JSON; or what the keys of rows are among.
     :raises Invalid: for a value that this database cannot keep, naming its field.
     """
     slots = plan.slots
@@ -211,6 +211,23 @@ def _choices(connection: Connection, field: Field) -> list[str]:
         return []
 
 
+def _keys_of(plan: Plan, done: Done | None) -> list[int] | None:
+    """The keys of the rows that a write has changed, where they are single numbers; ``None`` where they are not
+    known."""
+    key = plan.model.key
+    if done is None or len(key) != 1:
+        return None
+    if not done.changed:
+        return []
+    found: Any = None
+    if plan.action in ("create", "upsert"):
+        found = [done.result.get(key[0])] if isinstance(done.result, dict) else None
+    elif done.told is not None:
+        keys = done.told.keys
+        found = keys.get("ids") or [each["id"] for each in keys.get("changes", ())]
+    return found if found and all(type(each) is int for each in found) else None
+
+
 def _in_transaction(connection: Connection, work: Callable[[], Any]) -> Any:
     connection.begin()
     try:
@@ -269,6 +286,8 @@ class Execution:
         #: The models of whose rows nobody is told, as the database does not bring them back.
         self._untold: set[str] = set()
         self._comparing = threading.Lock()
+        #: Told of each write in its thread: the model, the action, and the keys of the rows where they are known.
+        self.on_change: Callable[[str, str, Sequence[int] | None], object] | None = None
         self.answered = float("-inf")
 
     def prepare(self) -> None:
@@ -368,7 +387,47 @@ class Execution:
             self._altered, self._triggered = {}, set()
         return found
 
-    def _look_again(self) -> None:
+    def keyed(self, plan: Plan, key: tuple[str, ...], raw: tuple[str, ...], condition: str = "") -> Statement:
+        """The statement of a read that brings more of each row (:meth:`zcomm.data.sql.statements.Statements.keyed`)."""
+        return self._statements.keyed(plan, key, raw, condition)
+
+    def find(
+        self, plan: Plan, key: tuple[str, ...], raw: tuple[str, ...], owner: Hashable, allowance: int
+    ) -> tuple[list[tuple[Any, ...]], float]:
+        """Read rows as :meth:`keyed` has them.
+
+        :param allowance: bytes that they may come to.
+        :return: the rows as the database brings them, and the seconds that it took.
+        :raises Fault: for what the database would not or could not do.
+        """
+        if plan.nothing:
+            return [], 0.0
+        for _ in range(_MAX_TRIES):
+            self._refuse_altered(plan.model)
+            statement = self._statements.keyed(plan, key, raw)
+            parameters = bind(plan, statement.parameters, allowance)
+            most = None if statement.max_bytes is None else allowance
+            try:
+                with self.pool.connection(owner) as connection:
+                    use = self.pool.use_of(connection)
+                    rows, _ = connection.run(statement.sql, parameters, True, most)
+                    seconds = use.seconds
+            except Fault as fault:
+                if fault.kind not in ("stale", "migrated"):
+                    raise
+                if fault.kind == "migrated":
+                    self.look_again()
+                continue
+            self.answered = time.monotonic()
+            return rows, seconds
+        raise Fault("busy", (), "others change tables")
+
+    @property
+    def database(self) -> Database:
+        """The database, of which further connections can be had."""
+        return self._database
+
+    def look_again(self) -> None:
         """Find out which tables are not what they were at the start, after others changed some.
 
         :raises Fault: when the database does not tell.
@@ -607,13 +666,21 @@ class Execution:
         :raises Fault: for what the database would not or could not do.
         :raises CommandError: for what it was not asked.
         """
+        done: Done | None = None
         try:
-            return self._performed(job, allowance, False)
-        except Fault as fault:
-            if fault.kind != "in_the_way" or self._database.line is None:
-                raise
-        # Others have had their turn at the connection.
-        return self._performed(job, allowance, True)
+            try:
+                done = self._performed(job, allowance, False)
+            except Fault as fault:
+                if fault.kind != "in_the_way" or self._database.line is None:
+                    raise
+            if done is None:
+                # Others have had their turn at the connection.
+                done = self._performed(job, allowance, True)
+            return done
+        finally:
+            if self.on_change is not None and job.plan.action != "read":
+                # Also where it failed: what came of it may not be known.
+                self.on_change(job.plan.model.name, job.plan.action, _keys_of(job.plan, done))
 
     def _performed(self, job: Job, allowance: int, at_length: bool) -> Done:
         """
@@ -622,7 +689,7 @@ class Execution:
         plan = job.plan
         if plan.model.name in self._altered:
             # It may have been put back.
-            self._look_again()
+            self.look_again()
             self._refuse_altered(plan.model)
         if self._formless:
             self._learn_late(plan, job.owner, at_length)
@@ -761,7 +828,7 @@ class Execution:
                         if not left:
                             raise replace(fault, kind="busy") from fault
                         if fault.kind == "migrated":
-                            self._look_again()
+                            self.look_again()
 
             narrowed = None
             if writes and database.expects_long(job.owner):
@@ -1099,6 +1166,6 @@ class Execution:
                         most = max(1, most // 2)
                     elif fault.kind == "migrated" and not compared:
                         compared = True
-                        self._look_again()
+                        self.look_again()
                     else:
                         raise

@@ -506,6 +506,29 @@ class Store:
         hold.abandon()
         return failure
 
+    @property
+    def execution(self) -> Execution:
+        """The part that carries out requests, in threads."""
+        return self._execution
+
+    def when_known(self) -> Deferred[None]:
+        """Fires when it is known what the columns of its models keep: at once but for the time of its start."""
+        return succeed(None) if self._knows.is_set() else self._starting.add()
+
+    def find(
+        self, owner: Hashable, plan: Plan, key: tuple[str, ...], raw: tuple[str, ...], allowance: int
+    ) -> Deferred[tuple[list[tuple[Any, ...]], float]]:
+        """A Deferred of rows as the database brings them (:meth:`zcomm.data.execution.Execution.find`), and the seconds
+        that it took; fails with a :class:`~zcomm.errors.CommandError`."""
+        if (refusal := self._refusal(self._budgets.account(owner))) is not None:
+            return fail(refusal)
+        job = Job(plan=plan, key=None, owner=owner)
+        kind = _hash_of(owner, plan)
+        done = self._submit(
+            owner, kind, lambda: self._execution.find(plan, key, raw, owner, allowance), True, self._until()
+        )
+        return done.addErrback(self._explain, job)
+
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
         """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.
 

@@ -40,6 +40,8 @@ from zcomm.interfaces import (
     field_rights,
     owner_of,
 )
+from zcomm.live.live import LiveQueries
+from zcomm.live.logs import open_log
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
@@ -89,6 +91,8 @@ class Host(Service):
         self._workers = Workers(
             name="zcomm-data", reactor=reactor, are_many=self.budgets.are_many, askers=self.budgets.askers, alike=True
         )
+        #: The live queries on it; ``None`` until the database can be used.
+        self.live: LiveQueries | None = None
         self._has_data = False
         self._waiting: Waiters[None] = Waiters()
         if not config.database:
@@ -137,6 +141,9 @@ class Host(Service):
         if self.data is None:
             raise Unavailable("It is not known yet where the database is")
         yield self.data.start()
+        limits = self._config.websocket.limits
+        self.live = LiveQueries(self.data, open_log(self.data), self._reactor, self.budgets, limits)
+        yield self.live.start()
         self._has_data = True
         self._waiting.fire(None)
 
@@ -157,6 +164,9 @@ class Host(Service):
         super().stopService()
         self._has_data = False
         self._waiting.fail(Unavailable("The server is shutting down"))
+        live, self.live = self.live, None
+        if live is not None:
+            yield self._soon(live.stop())
         if self.data is not None:
             yield self.data.stop()
         ended = self._workers.stop()
@@ -168,6 +178,17 @@ class Host(Service):
         """A Deferred of whether ``ended`` has fired within :data:`STOP_STEP`."""
         waiting = following(ended).addCallback(lambda _: True)
         return waiting.addTimeout(STOP_STEP, self._reactor).addErrback(lambda _: False)
+
+    def respond_live(self, request: Request, client: Client) -> Any:
+        """Answer ``zLive``, and ``zUnsubscribe`` of a query; see :class:`zcomm.live.live.LiveQueries`."""
+        if self.live is None:
+            return self.when_data().addCallback(lambda _: self._live_respond(request, client))
+        return self._live_respond(request, client)
+
+    def _live_respond(self, request: Request, client: Client) -> Any:
+        if self.live is None:
+            raise Unavailable("The server is shutting down")
+        return self.live.respond(request, client)
 
     def crud(self, permissions: Permissions, is_heard: Callable[[], bool]) -> WaitingStoreCrud:
         """The responder of CRUD commands on this host's data; see :class:`zcomm.commands.crud.StoreCrud`."""

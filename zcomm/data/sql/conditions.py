@@ -24,7 +24,7 @@ from zcomm.data.sql.lists import Listed, array_text, items_text
 __all__ = ["ALLOWANCE", "NUMBERS", "ROW", "Binds", "Conditions", "Parameter", "compared"]
 
 #: In the place of the number of a slot: the bytes that the rows of a read may come to; the numbers of the rows of a
-#: change in two steps, as JSON.
+#: change in two steps, as JSON, or what the keys of rows are among.
 ALLOWANCE, NUMBERS = -1, -2
 #: The number of a row of SQLite's.
 ROW: ColumnElement[Any] = sa.literal_column("rowid")
@@ -419,6 +419,11 @@ class Binds:
     def numbers(self) -> Any:
         """The numbers of rows."""
         return self._given(NUMBERS, None)(sa.Text(), None)
+
+    def marked(self, sql: str, mark: str) -> ColumnElement[bool]:
+        """A condition that is SQL, in which the last ``mark`` stands for the numbers of rows."""
+        before, _, after = sql.rpartition(mark)
+        return _Condition(self._table, ["(", before, (self.name(NUMBERS, None, None), sa.types.NULLTYPE), after, ")"])
 
     def number(self) -> Any:
         """A number of rows."""

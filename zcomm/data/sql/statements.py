@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -208,6 +208,32 @@ class Statements:
             found, made = self._numbers(plan, MAX_NARROWED + 1), self._by_numbers(plan)
             self._remember({(*shape, "find"): found, shape: made})
         return found, made
+
+    def keyed(self, plan: Plan, key: Group, raw: Group, condition: str = "") -> Statement:
+        """The read ``plan`` so that it brings more of each row: behind what it returns the columns of the fields
+        ``raw`` as they are, and the expressions ``key``.
+
+        :param condition: SQL with one parameter mark of the driver, in the place of order and limit: of the rows that
+            ``plan`` asks for those of which it is true. Its parameter stands in the place of the numbers of rows.
+        """
+        plan = self._bound(plan)
+        shape = (plan.model.name, plan.shape, plan.returning, key, raw, condition, "keyed")
+        with self._lock:
+            known = self._known.get(shape)
+            if known is not None:
+                self._known.move_to_end(shape)
+                return known  # type: ignore[no-any-return]
+        table = self._tables[plan.model.name]
+        binds = Binds(plan, table, self._binders)
+        columns: list[ColumnElement[Any]] = [table.c[name].label(f"zcomm__w{n}") for n, name in enumerate(raw)]
+        for number, expression in enumerate(key):
+            named: ColumnElement[Any] = sa.literal_column(expression)
+            columns.append(named.label(f"zcomm__k{number}"))
+        made = self._compiled(self._read(plan, table, binds, columns, condition), binds, True)
+        if self._sqlite and _boundless(plan):
+            made = replace(made, max_bytes=RESULT_BYTES)
+        self._remember({shape: made})
+        return made
 
     def _bound(self, plan: Plan) -> Plan:
         """``plan``, which may be of before the columns of its model were learnt, of the model with them."""
@@ -429,17 +455,32 @@ class Statements:
             where=None if replaceable == EVERYTHING.shape else self._conditions.of(replaceable, table, binds),
         ).returning(*_shown(plan.model, table.c, plan.returning))
 
-    def _read(self, plan: Plan, table: sa.Table, binds: Binds) -> ClauseElement:
+    def _read(
+        self,
+        plan: Plan,
+        table: sa.Table,
+        binds: Binds,
+        more: Sequence[ColumnElement[Any]] = (),
+        condition: str = "",
+    ) -> ClauseElement:
+        """
+        :param more: what is read behind the fields.
+        :param condition: of :meth:`keyed`.
+        """
         _, fields, where, order = plan.shape
         measured = [] if self._sqlite else _boundless(plan)
         shown = _shown(plan.model, table.c, fields)
         if measured:
             # A query of this one names them. The name of a field may be that of another's column.
             shown = [column.label(f"zcomm__r{number}") for number, column in enumerate(shown)]
-        query = sa.select(*shown).select_from(table)
-        query = query.where(self._conditions.where(where, table, binds))
+        query = sa.select(*shown, *more).select_from(table)
+        if where != EVERYTHING.shape or not condition:
+            query = query.where(self._conditions.where(where, table, binds))
         if plan.model.capabilities.only:
             query = query.with_hint(table, "ONLY", "postgresql")
+        if condition:
+            query = query.where(binds.marked(condition, "?" if self._sqlite else "%s"))
+            return _measured(query, plan, measured, binds.allowance()) if measured else query
         for name, descending in order:
             column = compared(plan.model.fields[name], table)
             term = column.desc() if descending else column.asc()
@@ -721,7 +762,7 @@ def _measured(query: sa.Select[Any], plan: Plan, names: list[str], allowance: An
     one: ColumnElement[Any] = sa.literal_column("1")
     kinds = {name: plan.model.fields[name].kind.name for name in names}
     # Of text and bytes the length is known without reading them; the cast of text is none.
-    columns = dict(zip(plan.returning, rows.c, strict=True))
+    columns = dict(zip(plan.returning, rows.c, strict=False))
     values = (columns[name] if kinds[name] == "bytes" else sa.cast(columns[name], sa.Text) for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes)).label("size")).cte("zcomm_size")

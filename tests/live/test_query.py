@@ -1,0 +1,182 @@
+"""Windows, differences and digests, against a plain model of a table."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from zcomm.data.filters import Filter
+from zcomm.data.models import Column, Model
+from zcomm.data.requests import parse_command
+from zcomm.data.schema import load_schema
+from zcomm.live.differences import Difference, difference
+from zcomm.live.query import Query
+from zcomm.live.requests import question_of
+from zcomm.live.rows import Entry, Form, Row
+
+SCHEMA = """
+Orders:
+  id: {type: int, pk: true}
+  status: {type: str}
+  total: {type: int}
+  note: {type: str}
+"""
+
+
+def model() -> Model:
+    """A model whose columns are ordered as Python orders."""
+    found = load_schema(SCHEMA, "test").models["Orders"]
+    fields = {name: replace(each, column=Column(by_code_point=True)) for name, each in found.fields.items()}
+    return replace(found, fields=fields)
+
+
+def apply(rows: list[dict[str, Any]], made: Difference) -> list[dict[str, Any]]:
+    """The rule of docs/protocol.rst."""
+    gone = {json.loads(entry.name) for entry in made.gone} | {entry.key for _, entry in made.set}
+    left = [row for row in rows if row["id"] not in gone]
+    for place, entry in made.set:
+        left.insert(place, json.loads(entry.row))
+    return left
+
+
+def _placed(name: str, row: dict[str, Any]) -> tuple[bool, Any]:
+    return row[name] is None, "" if row[name] is None else row[name]
+
+
+class Table:
+    """Rows, and what a query finds in them."""
+
+    def __init__(self, chance: random.Random, asked: dict[str, Any]):
+        self.chance = chance
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.model = model()
+        question, plan = question_of(parse_command({"action": "read", "model": "Orders", **asked}), self.model, {})
+        self.query = Query(question, plan, self.model, False)
+        self.form = Form(self.model, tuple(self.model.fields), (), False)
+        self.asked = asked
+
+    def row(self, id: int) -> Row | None:
+        """A row as a step reads it."""
+        found = self.rows.get(id)
+        return None if found is None else Row(self.form, (*(found[name] for name in self.form.names), id))
+
+    def matching(self) -> list[dict[str, Any]]:
+        """All rows that match, in order."""
+        found = [row for row in self.rows.values() if row["status"] in self.asked["where"]["status__in"]]
+        found.sort(key=lambda row: row["id"])
+        for term in reversed(self.asked.get("order_by", [])):
+            name, _, how = term.partition(" ")
+            # A stable sort keeps the order of what ties, also where it is reversed.
+            found.sort(key=partial(_placed, name), reverse=how == "DESC")
+        return found
+
+    def read(self) -> list[Entry]:
+        """What a read of the query brings."""
+        found = [self.row(each["id"]) for each in self.matching()[: self.query.reads]]
+        return [self.query.entry(row) for row in found if row is not None]
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The rows as clients should see them."""
+        limit = self.asked.get("limit", 1000)
+        return [{name: row[name] for name in self.query.question.fields} for row in self.matching()[:limit]]
+
+    def write(self) -> set[int]:
+        """Change some rows; the keys of those."""
+        chance, keys = self.chance, set()
+        for _ in range(chance.choice((1, 1, 1, 2, 5, 12))):
+            id = chance.randrange(25)
+            keys.add(id)
+            if chance.random() < 0.35:
+                self.rows.pop(id, None)
+            else:
+                self.rows[id] = {
+                    "id": id,
+                    "status": chance.choice(("new", "paid", "gone")),
+                    "total": chance.choice((None, 1, 2, 3, 10)),
+                    "note": chance.choice((None, "a", "B", "ä", "")),
+                }
+        return keys
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_after_every_step_the_client_has_the_rows(seed: int):
+    """Whatever changes, with windows, nulls, ties and orders by fields that are not shown: what the differences make of
+    the client's rows is what the query finds, and the digest is that of the same rows read anew."""
+    chance = random.Random(seed)
+    asked: dict[str, Any] = {"where": {"status__in": chance.choice((["new"], ["new", "paid"]))}}
+    if chance.random() < 0.8:
+        asked["order_by"] = chance.choice((["total"], ["total DESC"], ["note DESC", "total"], ["note"], ["id DESC"]))
+    if chance.random() < 0.7:
+        asked["limit"] = chance.choice((1, 2, 3, 8))
+    if chance.random() < 0.5:
+        asked["fields"] = chance.choice((["status"], ["id", "total"], ["note"]))
+    table = Table(chance, asked)
+    for _ in range(chance.randrange(4)):
+        table.write()
+    table.query.fill(table.read())
+    client = [json.loads(entry.row) for entry in table.query.rows]
+    anew = 0
+    for _ in range(120):
+        before, keys = table.query.digest, table.write()
+        updates = {}
+        for key in keys:
+            row = table.row(key)
+            matches = row is not None and table.query.test(row)
+            if matches or key in table.query.keys:
+                updates[key] = row if matches else None
+        made = table.query.change(updates)
+        if made is None:
+            anew += 1
+            made = table.query.fill(table.read())
+        client = apply(client, made)
+        assert client == table.shown()
+        assert (before == table.query.digest) is not bool(made)
+        other = Query(table.query.question, table.query.plan, table.model, False)
+        other.fill(table.read())
+        assert other.digest == table.query.digest
+    assert anew < 60
+
+
+def test_a_difference_tells_no_row_that_has_kept_its_order():
+    """Of a row that moves to the front one is told, and not all that it has passed."""
+    table = Table(random.Random(1), {"where": {"status__in": ["new"]}, "order_by": ["total"]})
+    for id in range(10):
+        table.rows[id] = {"id": id, "status": "new", "total": id, "note": None}
+    before = table.read()
+    table.rows[9]["total"] = -1
+    made = difference(before, table.read())
+    assert [(place, entry.key) for place, entry in made.set] == [(0, 9)]
+    assert made.gone == []
+
+
+def test_rows_that_make_nothing_of_each_other_are_told_from_none():
+    """Two rows alike but for their keys are not the digest of none, nor of two others alike."""
+    digests = set()
+    for status in ("new", "paid"):
+        for ids in ((), (1, 2), (1,), (3, 4)):
+            table = Table(random.Random(1), {"where": {"status__in": ["new", "paid"]}, "fields": ["status"]})
+            for id in ids:
+                table.rows[id] = {"id": id, "status": status, "total": 1, "note": None}
+            table.query.fill(table.read())
+            digests.add(table.query.digest)
+    assert len(digests) == 7
+
+
+def test_a_filter_that_python_does_not_judge_is_left_to_the_database():
+    """Of a text in a column whose collation is not known, and of a pattern, nothing is said."""
+    found = model()
+    fields = {name: replace(each, column=Column(exact=False)) for name, each in found.fields.items()}
+    unknown = replace(found, fields=fields)
+    question, plan = question_of(
+        parse_command({"action": "read", "model": "Orders", "where": {"status": "new"}}), unknown, {}
+    )
+    query = Query(question, plan, unknown, False)
+    form = Form(unknown, tuple(unknown.fields), (), False)
+    assert query.test(Row(form, (1, "new", 1, None, 1))) is None
+    assert query.equal is None
+    assert isinstance(question.where, Filter)

@@ -1,0 +1,747 @@
+"""Keeps live queries up to date, step by step (docs/architecture.rst, "Live queries").
+
+A step reads, in one snapshot of the database, the rows that have changed, and finds out which queries that concerns.
+What waits for the database runs in a thread of its own; all else on the reactor's thread, some milliseconds in a turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.execution import Execution, bind
+from zcomm.data.models import Model
+from zcomm.data.requests import Plan
+from zcomm.data.sql.statements import RESULT_BYTES
+from zcomm.data.store import Store
+from zcomm.errors import CommandError, Invalid, TooBusy
+from zcomm.live.differences import Difference
+from zcomm.live.log import ChangeLog, Key
+from zcomm.live.query import Query
+from zcomm.live.requests import MAX_BYTES, Question
+from zcomm.live.rows import Form, Row
+from zcomm.live.watched import Watched
+from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.workers import Workers
+
+__all__ = ["Feed"]
+
+#: Seconds between the beginnings of two steps at least, and between two looks whether something has changed.
+PACE, LOOK = 0.01, 0.05
+#: Seconds of a turn that are spent on a step.
+SLICE = 0.002
+#: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
+STEP_SECONDS = 0.1
+#: Seconds that the read of one query may take.
+QUERY_SECONDS = 0.5
+#: Keys that are read at once, and those of a model beyond which its queries are read anew.
+KEYS_AT_ONCE, MAX_KEYS = 500, 5000
+#: Rows that are made at once.
+ROWS_AT_ONCE = 50
+#: Seconds that changes are logged for when there is no query any more.
+REST = 10.0
+#: Seconds after which a step that has failed is tried again: the first time, and at most.
+RETRY, MAX_RETRY = 0.1, 2.0
+
+Keys = dict[str, "set[Key] | None"]
+
+
+class Listener(Protocol):
+    """Hears of what a step has found."""
+
+    def differs(self, query: Query, made: Difference) -> None:
+        """Take note of what has changed in the rows of ``query``."""
+
+    def ended(self, query: Query, error: CommandError) -> None:
+        """Take note that ``query`` cannot go on."""
+
+    def step(self) -> Iterator[None]:
+        """Tell all that has been noted, in slices."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a step has read: by model the keys of the rows that have changed, and those of them that are there; ``None``
+    where all of its queries have to be read anew."""
+
+    keys: Keys = field(default_factory=dict)
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
+    known: bool = True
+
+
+class Feed:
+    """The live queries of one database.
+
+    :param store: has the models; reads rows for whoever asks first.
+    :param log: tells which rows have changed.
+    :param clock: the reactor.
+    :param listener: hears of what has changed.
+    :ivar sees: by model why only changes by this program are seen; models of which all are seen are missing.
+    """
+
+    _log = Logger()
+
+    def __init__(self, store: Store, log: ChangeLog, clock: Any, listener: Listener):
+        self._store = store
+        self._changes = log
+        self._clock = clock
+        self._listener = listener
+        self._is_sqlite = store.execution.database.name == "sqlite"
+        self._workers = Workers(1, name="zcomm-live", reactor=clock)
+        self._watched: dict[str, Watched] = {}
+        self.blind: dict[str, str] = {}
+        #: Those whose rows are read now or that wait for the next step, by what they ask.
+        self._coming: dict[Question, Query] = {}
+        self._reading: dict[Question, Waiters[Query]] = {}
+        #: Those that wait for the next step, each with the number of the first step that may have passed it by.
+        self._joining: list[tuple[Query, int]] = []
+        #: The numbers of the first steps that may pass by what is read now.
+        self._since: dict[object, int] = {}
+        #: What steps have read, by their numbers, as long as somebody may have been passed by.
+        self._past: deque[tuple[int, _Found]] = deque()
+        #: What has changed since the step before, as far as it was told here; by model, ``None`` for any rows.
+        self._told: Keys = {}
+        self._all_unknown = True
+        self._number = 0
+        self._is_running = self._is_due = self._is_watching = False
+        self._leaving: dict[Query, None] = {}
+        self._ending: Waiters[None] = Waiters()
+        self._ended = self._size = 0
+        self._next: IDelayedCall | None = None
+        self._begun = float("-inf")
+        self._retry = RETRY
+        self._is_open = True
+        self._looks = LoopingCall(self._look)
+        self._tends = LoopingCall(self._tend)
+        self._looks.clock = self._tends.clock = clock
+        self._is_looking = False
+        #: Since when there is no query.
+        self._idle_since: float | None = None
+
+    # -- from outside
+
+    def start(self) -> Deferred[None]:
+        """Find out which tables can be watched. Fires when that is known; it does not fail."""
+        self._workers.start()
+        self._store.execution.on_change = self._changed_in_thread
+        models = list(self._store.schema.models.values())
+        return self._thread(self._changes.prepare, models).addCallbacks(self._prepared, self._not_prepared)
+
+    def _prepared(self, blind: Mapping[str, str]) -> None:
+        self.blind.update(blind)
+
+    def _not_prepared(self, failure: Any) -> None:
+        self.blind.update(dict.fromkeys(self._store.schema.models, "the database did not answer"))
+
+    def stop(self) -> Deferred[None]:
+        """Let go of the database. Fires when nothing runs any more."""
+        self._is_open = False
+        self._store.execution.on_change = None
+        for loop in (self._looks, self._tends):
+            if loop.running:
+                loop.stop()
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        ended = self._thread(self._end).addErrback(lambda _: None)
+        return ended.addCallback(lambda _: self._workers.stop())
+
+    def _end(self) -> None:
+        self._changes.end()
+        self._changes.rest()
+        self._changes.close()
+
+    @property
+    def queries(self) -> int:
+        """The number of queries."""
+        return sum(map(len, self._watched.values())) + len(self._coming)
+
+    @property
+    def size(self) -> int:
+        """Bytes that all of them take, about."""
+        return self._size
+
+    def sees_all(self, model: str) -> bool:
+        """Whether changes by whomever are seen."""
+        return model not in self.blind
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a step is under way: its queries may be on their way from one snapshot to the next."""
+        return self._is_running
+
+    @property
+    def ended(self) -> int:
+        """The number of steps that have ended."""
+        return self._ended
+
+    @property
+    def fresh(self) -> int:
+        """The number of steps that have to end until all is seen that was changed here until now."""
+        return self._ended + self._is_running + self._is_due
+
+    def when_ended(self) -> Deferred[None]:
+        """Fires at the end of the next step, before another one begins."""
+        return self._ending.add()
+
+    def is_coming(self, query: Query) -> bool:
+        """Whether no step knows of ``query`` yet."""
+        return self._coming.get(query.question) is query
+
+    def knows(self, question: Question) -> bool:
+        """Whether there is a query that asks ``question``."""
+        watched = self._watched.get(question.model)
+        return question in self._coming or (watched is not None and question in watched.queries)
+
+    def ask(self, question: Question, plan: Plan, owner: Any) -> Deferred[Query]:
+        """Get the query that asks ``question``, whose rows are read now where nobody asks it yet.
+
+        :param plan: of its read.
+        :param owner: whose work that is.
+        :return: a Deferred of it; it fails with a :class:`~zcomm.errors.CommandError`.
+        """
+        watched = self._watched.get(question.model)
+        known = self._coming.get(question) or (None if watched is None else watched.queries.get(question))
+        if known is not None:
+            if known.fault:
+                # It goes when the step has ended.
+                return self.when_ended().addCallback(lambda _: self.ask(question, plan, owner))
+            return succeed(known)
+        reading = self._reading.get(question)
+        if reading is not None:
+            return reading.add()
+        reading = self._reading[question] = Waiters()
+        waiting = reading.add()
+
+        def done(query: Query) -> None:
+            del self._reading[question]
+            self._coming[question] = query
+            self._size += query.size
+            reading.fire(query)
+            if not query.watchers:
+                self._forget(query)
+
+        def failed(failure: Any) -> None:
+            del self._reading[question]
+            reading.fail(failure.value)
+
+        self._read(question, plan, owner).addCallbacks(done, failed)
+        return waiting
+
+    @inlineCallbacks
+    def _read(self, question: Question, plan: Plan, owner: Any) -> Generator[Any, Any, Query]:
+        model = self._store.schema.find(question.model)
+        watched = self._watched_of(model)
+        self._watch()
+        query = Query(question, plan, model, self._is_sqlite)
+        mark = object()
+        # The step that runs, or the next one, may read before it and tell of what it has seen.
+        since = self._since[mark] = self._number + 1
+        try:
+            form = Form(model, question.fields + query.beside, query.raw, self._is_sqlite)
+            rows, seconds = yield self._store.find(owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            if seconds > QUERY_SECONDS:
+                raise TooBusy(
+                    f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
+                    "database an index for it"
+                )
+            entries = yield self._entries(query, form, rows)
+        finally:
+            del self._since[mark]
+        query.fill(entries)
+        if query.fault:
+            raise Invalid(query.fault)
+        self._joining.append((query, since))
+        if self._number >= since or self._is_running:
+            self._step_soon()
+        return query
+
+    def _watched_of(self, model: Model) -> Watched:
+        watched = self._watched.get(model.name)
+        if watched is None or watched.model is not model:
+            key = self._changes.key_form(model)
+            if isinstance(key, str):
+                raise Invalid(f"{model.name} cannot be asked for live: {key}")
+            made = Watched(model, key, self._is_sqlite)
+            if watched is not None and len(watched):
+                return watched
+            watched = self._watched[model.name] = made
+        return watched
+
+    def leave(self, query: Query, watcher: Any) -> None:
+        """Tell ``watcher`` of ``query`` no more."""
+        query.watchers.pop(watcher, None)
+        if not query.watchers:
+            self._forget(query)
+
+    def _forget(self, query: Query) -> None:
+        if self._is_running:
+            # Not while a step goes through them.
+            self._leaving[query] = None
+            return
+        if self._coming.get(query.question) is query:
+            del self._coming[query.question]
+            self._size -= query.size
+            self._joining = [each for each in self._joining if each[0] is not query]
+        watched = self._watched.get(query.question.model)
+        if watched is not None and watched.queries.get(query.question) is query:
+            watched.remove(query)
+            self._size -= query.size
+
+    # -- what has changed
+
+    def _changed_in_thread(self, model: str, action: str, keys: Sequence[Key] | None) -> None:
+        self._clock.callFromThread(self.changed, model, action, keys)
+
+    def changed(self, model: str, action: str, keys: Iterable[Key] | None) -> None:
+        """Take note of rows of ``model`` that this program may have changed; ``None`` where nobody knows which."""
+        if not self._is_watching:
+            return
+        concerned = {model} if action == "create" else self._concerned(model)
+        for name in concerned:
+            if not self.sees_all(name):
+                _merge(self._told, name, None if keys is None or concerned != {model} else set(keys))
+        self._step_soon()
+
+    def _concerned(self, model: str) -> set[str]:
+        """The models of which rows may change with those of ``model``: those that point to it, and so on."""
+        found = {model}
+        waiting = [model]
+        while waiting:
+            one = waiting.pop()
+            for other in self._store.schema.models.values():
+                if any(each.fk is not None and each.fk.model == one for each in other.fields.values()):
+                    if other.name == model:
+                        # Rows that are not named may go along.
+                        found.add("")
+                    if other.name not in found:
+                        found.add(other.name)
+                        waiting.append(other.name)
+        return found
+
+    def _watch(self) -> None:
+        """Have changes logged from now on."""
+        self._idle_since = None
+        if self._is_watching:
+            return
+        self._is_watching = True
+        self._all_unknown = True
+        self._looks.start(LOOK, now=False)
+        self._tends.start(1.0, now=False)
+        self._step_soon()
+
+    def _look(self) -> None:
+        """Find out whether something has changed."""
+        if not self.queries and not self._since:
+            self._rest()
+        elif self._is_running or self._is_due or self._is_looking:
+            return
+        else:
+            self._is_looking = True
+            self._thread(self._changes.changed).addCallbacks(self._looked, self._not_looked)
+
+    def _rest(self) -> None:
+        """Have nothing logged any more, some time after the last query is gone."""
+        now = self._clock.seconds()
+        if self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > REST and not self._is_running:
+            self._idle_since = None
+            self._is_watching = False
+            self._looks.stop()
+            self._tends.stop()
+            self._thread(self._changes.rest).addErrback(lambda _: None)
+
+    def _looked(self, has_changed: bool) -> None:
+        self._is_looking = False
+        if has_changed and self._is_open:
+            self._step_soon()
+
+    def _not_looked(self, _: Any) -> None:
+        # The step finds out what is wrong.
+        self._is_looking = False
+        if self._is_open:
+            self._step_soon()
+
+    def _tend(self) -> Deferred[None]:
+        return self._thread(self._changes.tend).addCallbacks(self._tended, lambda _: None)
+
+    def _tended(self, changed: Mapping[str, str]) -> None:
+        for model, reason in changed.items():
+            if reason:
+                self.blind[model] = reason
+            else:
+                self.blind.pop(model, None)
+        if changed:
+            self._all_unknown = True
+            self._step_soon()
+
+    # -- steps
+
+    def _step_soon(self, after: float = 0.0) -> None:
+        """Have a step begin, as soon as there may be one."""
+        self._is_due = True
+        if self._is_running or self._next is not None or not self._is_open:
+            return
+        wait = max(after, self._begun + PACE - self._clock.seconds(), 0.0)
+        self._next = self._clock.callLater(wait, self._begin)
+
+    def _begin(self) -> None:
+        self._next = None
+        self._is_running, self._is_due = True, False
+        self._begun = self._clock.seconds()
+        self._step().addBoth(self._over)
+
+    def _over(self, failure: Any) -> None:
+        """Go on once a step is over."""
+        self._is_running = False
+        after = 0.0
+        if not self._is_open:
+            self._ending.fire(None)
+            return
+        if failure is not None:
+            self._all_unknown = True
+            self._is_due = True
+            after, self._retry = self._retry, min(2 * self._retry, MAX_RETRY)
+            if not failure.check(Fault):
+                self._log.failure("a step of the live queries failed; it is tried again", failure)
+        else:
+            self._retry = RETRY
+        self._ended += 1
+        leaving, self._leaving = self._leaving, {}
+        for query in leaving:
+            if query.fault or not query.watchers:
+                self._forget(query)
+        self._ending.fire(None)
+        is_left = any(query.is_stale for watched in self._watched.values() for query in watched.queries.values())
+        if self._is_due or is_left:
+            self._step_soon(after)
+
+    @inlineCallbacks
+    def _step(self) -> Generator[Any, Any, None]:
+        number = self._number + 1
+        extra = self._admit()
+        told, self._told = self._told, {}
+        for name, keys in extra.items():
+            _merge(told, name, keys)
+        is_unknown, self._all_unknown = self._all_unknown, False
+        names = [name for name, watched in self._watched.items() if len(watched)]
+        found: _Found = yield self._thread(self._find, names, told)
+        try:
+            self._number = number
+            if self._since or self._joining:
+                self._past.append((number, found))
+            if is_unknown or not found.known:
+                found.known = False
+                for watched in self._watched.values():
+                    for query in watched.queries.values():
+                        query.is_stale = True
+            yield from self._settle(found, names)
+        finally:
+            yield self._thread(self._changes.end)
+        yield from self._slices(self._listener.step())
+
+    def _admit(self) -> Keys:
+        """Let queries that were read since the last step take part from now on.
+
+        :return: what has changed since they were read, by model.
+        """
+        extra: Keys = {}
+        for query, since in self._joining:
+            model = query.question.model
+            watched = self._watched[model]
+            watched.add(query)
+            self._coming.pop(query.question, None)
+            for number, found in self._past:
+                if number < since:
+                    continue
+                if not found.known:
+                    query.is_stale = True
+                elif model in found.keys:
+                    _merge(extra, model, found.keys[model])
+        self._joining = []
+        oldest = min(self._since.values(), default=None)
+        while self._past and (oldest is None or self._past[0][0] < oldest):
+            self._past.popleft()
+        return extra
+
+    def _find(self, names: Sequence[str], told: Keys) -> _Found:
+        """Begin a step: read what has changed. Runs in a thread."""
+        log = self._changes
+        log.watch()
+        changes = log.begin(names)
+        found = _Found(known=changes.known)
+        try:
+            for name in names:
+                keys = set(changes.keys.get(name, ()) or ())
+                mine = told.get(name, set())
+                if changes.keys.get(name, ()) is None or mine is None or len(keys) + len(mine) > MAX_KEYS:
+                    found.keys[name] = None
+                    continue
+                keys |= mine
+                if keys and found.known:
+                    found.keys[name] = keys
+                    self._find_rows(name, list(keys), found)
+        except BaseException:
+            log.end()
+            raise
+        return found
+
+    def _find_rows(self, name: str, keys: Sequence[Key], found: _Found) -> None:
+        watched = self._watched[name]
+        form = found.forms[name] = watched.form
+        rows = found.rows[name] = []
+        plan = Plan(
+            action="read",
+            model=watched.model,
+            shape=("read", form.names, ("$true",), ()),
+            slots=(),
+            returning=form.names,
+        )
+        key = watched.key
+        statement = self._execution.keyed(plan, key.columns, form.raw, key.condition)
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            some = keys[start : start + KEYS_AT_ONCE]
+            parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
+            try:
+                rows += self._changes.run(statement.sql, parameters)
+            except Fault as fault:
+                if fault.kind != "large":
+                    raise
+                # Each query says for itself what it cannot have.
+                found.keys[name] = None
+                return
+
+    @property
+    def _execution(self) -> Execution:
+        return self._store.execution
+
+    def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, None]:
+        """Find out what has become of the queries."""
+        touched: dict[Query, dict[Key, Row | None]] = {}
+        unsure: dict[Query, dict[Key, Row]] = {}
+        for name in names:
+            watched = self._watched[name]
+            keys = found.keys.get(name, ())
+            if keys is None:
+                for query in watched.queries.values():
+                    query.is_stale = True
+            elif keys and found.known:
+                yield from self._slices(self._touch(watched, found, keys, touched, unsure))
+        if unsure:
+            matching = yield self._thread(self._ask_which, unsure)
+            for query in unsure:
+                keys = matching.get(query)
+                if isinstance(keys, Fault):
+                    self._too_slow(query)
+                    raise keys
+                if keys is None:
+                    query.is_stale = True
+                    continue
+                mine = touched.setdefault(query, {})
+                for key, row in unsure[query].items():
+                    if key in keys:
+                        mine[key] = row
+                    elif key in query.keys:
+                        mine[key] = None
+        yield from self._slices(self._change(touched))
+        stale = [
+            query
+            for watched in self._watched.values()
+            for query in watched.queries.values()
+            if query.is_stale and query.watchers and not query.fault
+        ]
+        if stale:
+            anew = yield self._thread(self._read_anew, stale)
+            for query, form, rows in anew:
+                yield from self._renew(query, form, rows)
+
+    def _touch(
+        self,
+        watched: Watched,
+        found: _Found,
+        keys: Iterable[Key],
+        touched: dict[Query, dict[Key, Row | None]],
+        unsure: dict[Query, dict[Key, Row]],
+    ) -> Iterator[None]:
+        name = watched.model.name
+        form = found.forms[name]
+        rows: dict[Key, Row] = {}
+        for place, values in enumerate(found.rows[name]):
+            row = Row(form, values)
+            rows[row.key] = row
+            if place % ROWS_AT_ONCE == 0:
+                yield
+        for query, key, there, asks in watched.touched(keys, rows):
+            if query.is_stale:
+                continue
+            if asks and there is not None:
+                unsure.setdefault(query, {})[key] = there
+            else:
+                touched.setdefault(query, {})[key] = there
+            yield
+
+    def _change(self, touched: Mapping[Query, Mapping[Key, Row | None]]) -> Iterator[None]:
+        for query, rows in touched.items():
+            if query.is_stale:
+                continue
+            before, size = set(query.keys), query.size
+            made = query.change(rows)
+            if made is None:
+                query.is_stale = True
+            else:
+                self._became(query, before, size, made)
+            yield
+
+    def _became(self, query: Query, before: set[Key], size: int, made: Difference) -> None:
+        self._size += query.size - size
+        self._watched[query.question.model].follow(query, before)
+        if query.fault:
+            self._leaving[query] = None
+            self._listener.ended(query, Invalid(query.fault))
+        elif made:
+            self._listener.differs(query, made)
+
+    def _ask_which(self, unsure: Mapping[Query, Mapping[Key, Row]]) -> dict[Query, set[Key] | None | Fault]:
+        """Ask the database which of the rows match. Runs in a thread.
+
+        :return: by query the keys of those that do; ``None`` where there was no time for it.
+        """
+        until = perf_counter() + STEP_SECONDS
+        made: dict[Query, set[Key] | None | Fault] = {}
+        for query, rows in unsure.items():
+            if perf_counter() > until:
+                made[query] = None
+                continue
+            key = self._watched[query.question.model].key
+            where = query.question.where
+            plan = Plan(
+                action="read",
+                model=query.plan.model,
+                shape=("read", (), where.shape, ()),
+                slots=where.slots,
+            )
+            statement = self._execution.keyed(plan, key.columns, (), key.condition)
+            matching: set[Key] = set()
+            keys = list(rows)
+            for start in range(0, len(keys), KEYS_AT_ONCE):
+                some = key.encode(keys[start : start + KEYS_AT_ONCE])
+                try:
+                    found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
+                except Fault as fault:
+                    if fault.kind != "timeout":
+                        raise
+                    # In its snapshot nothing can be read any more.
+                    made[query] = fault
+                    return made
+                matching.update(row[0] if len(row) == 1 else row for row in found)
+            made[query] = matching
+        return made
+
+    def _read_anew(self, stale: Sequence[Query]) -> list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]]:
+        """Read the rows of queries anew, as many as there is time for. Runs in a thread."""
+        until = perf_counter() + STEP_SECONDS
+        made: list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]] = []
+        for query in stale:
+            if made and perf_counter() > until:
+                break
+            model = query.plan.model
+            form = Form(model, query.question.fields + query.beside, query.raw, self._is_sqlite)
+            plan = _wide(query, form)
+            key = self._watched[query.question.model].key
+            statement = self._execution.keyed(plan, key.columns, form.raw)
+            parameters = bind(plan, statement.parameters, MAX_BYTES)
+            begun = perf_counter()
+            try:
+                rows: list[tuple[Any, ...]] | Fault = (
+                    [] if plan.nothing else self._changes.run(statement.sql, parameters)
+                )
+                if perf_counter() - begun > QUERY_SECONDS:
+                    rows = Fault("timeout")
+            except Fault as fault:
+                if fault.kind not in ("large", "timeout"):
+                    raise
+                rows = fault
+            made.append((query, form, rows))
+            if isinstance(rows, Fault) and rows.kind == "timeout":
+                break
+        return made
+
+    def _renew(self, query: Query, form: Form, rows: list[tuple[Any, ...]] | Fault) -> Generator[Any, Any, None]:
+        before, size = set(query.keys), query.size
+        if isinstance(rows, Fault):
+            query.is_stale = False
+            if rows.kind != "large":
+                self._too_slow(query)
+                raise rows
+            self._leaving[query] = None
+            query.fault = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
+            self._listener.ended(query, Invalid(query.fault))
+            return
+        entries = yield self._entries(query, form, rows)
+        self._became(query, before, size, query.fill(entries))
+
+    def _too_slow(self, query: Query) -> None:
+        self._leaving[query] = None
+        query.fault = "It takes too long to be kept live; narrow its where, or give the database an index for it"
+        self._listener.ended(query, TooBusy(query.fault))
+
+    # -- threads and slices
+
+    def _thread(self, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        return self._workers.run("live", call, *args)
+
+    def _slices(self, work: Iterator[None]) -> Generator[Any, Any, None]:
+        """Do ``work``, no more of it in a turn than there is time for."""
+        until = perf_counter() + SLICE
+        for _ in work:
+            if perf_counter() > until:
+                yield self._turn()
+                until = perf_counter() + SLICE
+
+    def _turn(self) -> Deferred[None]:
+        turn: Deferred[None] = Deferred()
+        self._clock.callLater(0, turn.callback, None)
+        return turn
+
+    @inlineCallbacks
+    def _entries(self, query: Query, form: Form, rows: Sequence[tuple[Any, ...]]) -> Generator[Any, Any, list[Any]]:
+        made: list[Any] = []
+
+        def make() -> Iterator[None]:
+            for values in rows:
+                made.append(query.entry(Row(form, values)))
+                yield
+
+        yield from self._slices(make())
+        return made
+
+
+def _wide(query: Query, form: Form) -> Plan:
+    """The plan of the read of ``query``, with all that is needed of its rows, and as many as are."""
+    plan = query.plan
+    _, _, where, order = plan.shape
+    slots = (*plan.slots[:-2], ("int", query.reads), ("int", 0))
+    return Plan(
+        action="read",
+        model=plan.model,
+        shape=("read", form.names, where, order),
+        slots=slots,
+        returning=form.names,
+        nothing=plan.nothing,
+    )
+
+
+def _merge(into: Keys, name: str, keys: set[Key] | None) -> None:
+    before = into.get(name, set())
+    into[name] = None if before is None or keys is None else before | keys

@@ -1,0 +1,412 @@
+"""Live queries for clients: the commands ``zLive`` and ``zUnsubscribe``, and who is told what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterator
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
+from twisted.logger import Logger
+
+from zcomm.budget.budgets import Budgets
+from zcomm.budget.memory import Hold
+from zcomm.budget.written import Written, write_json
+from zcomm.config import Limits
+from zcomm.data.requests import Plan
+from zcomm.data.store import Store
+from zcomm.errors import CommandError, Invalid, PermissionDenied, TooBusy, Unavailable
+from zcomm.interfaces import RIGHTS, Client, Permissions, Request, field_rights, owner_of
+from zcomm.live.differences import Difference
+from zcomm.live.feed import SLICE, Feed
+from zcomm.live.log import ChangeLog
+from zcomm.live.query import Query
+from zcomm.live.requests import Live, Question, parse_live, parse_unsubscribe, question_of
+from zcomm.live.rows import Entry
+from zcomm.live.subscriber import Rights, Subscriber, Subscription
+
+__all__ = ["LiveQueries"]
+
+#: Bytes of a reply for which no memory has to be held.
+SMALL = 16 * 1024
+
+
+class LiveQueries:
+    """The live queries of a program, at all of its servers.
+
+    :param store: has the models.
+    :param log: tells which rows have changed.
+    :param reactor: the reactor.
+    :param budgets: the accounts of the users.
+    :param limits: how many queries one client may have, and the bytes that all of them may take.
+    """
+
+    _log = Logger()
+
+    def __init__(self, store: Store, log: ChangeLog, reactor: Any, budgets: Budgets, limits: Limits):
+        self._store = store
+        self._reactor = reactor
+        self._budgets = budgets
+        self._limits = limits
+        self.feed = Feed(store, log, reactor, self)
+        self._subscribers: dict[Subscriber, None] = {}
+        self._by_owner: dict[Hashable, dict[Subscriber, None]] = {}
+        #: Those who are to be told something when the step is done.
+        self._noted: dict[Subscriber, None] = {}
+
+    def start(self) -> Deferred[None]:
+        """Find out which tables can be watched. Fires when that is known; it does not fail."""
+        return self.feed.start()
+
+    def stop(self) -> Deferred[None]:
+        """Let go of the database. Fires when nothing runs any more."""
+        return self.feed.stop()
+
+    # -- commands
+
+    def respond(self, request: Request, client: Client) -> Any:
+        """Answer ``zLive``, a Deferred of the rows, of which the client hears from then on; or ``zUnsubscribe``."""
+        if request.key == "zUnsubscribe":
+            return self.unsubscribe(request, client)
+        asked = parse_live(request.horizontal)
+        subscriber = self._of(client, "zLive")
+        return self._in_order(subscriber, asked.query, lambda: self._live(asked, subscriber))
+
+    def unsubscribe(self, request: Request, client: Client) -> Any:
+        """Answer ``zUnsubscribe`` of a query."""
+        name = parse_unsubscribe(request.horizontal)
+        subscriber = self._of(client, "zUnsubscribe")
+        return self._in_order(subscriber, name, lambda: succeed(self._unsubscribe(name, subscriber)))
+
+    def _unsubscribe(self, name: str, subscriber: Subscriber) -> dict[str, Any]:
+        self._end(subscriber, name)
+        return {"query": name}
+
+    def _of(self, client: Any, key: str) -> Subscriber:
+        if getattr(client, "is_lasting", False) is not True:
+            raise Invalid(f"{key} needs a WebSocket connection: nothing is told over any other")
+        subscriber: Subscriber | None = client.live
+        if subscriber is None:
+            subscriber = client.live = Subscriber(self, client)
+            self._subscribers[subscriber] = None
+            self._by_owner.setdefault(owner_of(client), {})[subscriber] = None
+        return subscriber
+
+    def _in_order(self, subscriber: Subscriber, name: str, run: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        """Run a command on a query behind those on it that came before and are not done."""
+        before = subscriber.lanes.get(name)
+        done: Deferred[None] = Deferred()
+        subscriber.lanes[name] = done
+        running = maybeDeferred(run) if before is None else _after(before, run)
+
+        def over(result: Any) -> Any:
+            if subscriber.lanes.get(name) is done:
+                del subscriber.lanes[name]
+            done.callback(None)
+            return result
+
+        return running.addBoth(over)
+
+    @inlineCallbacks
+    def _live(self, asked: Live, subscriber: Subscriber) -> Generator[Any, Any, Any]:
+        name, client = asked.query, subscriber.client
+        # The same name again replaces the query; until the reply nothing is told of it.
+        self._end(subscriber, name)
+        if len(subscriber.queries) >= (most := self._limits.live_per_client):
+            raise TooBusy(f"Too many live queries: at most {most}; end one with zUnsubscribe")
+        yield self._store.when_known()
+        hold: Hold | None = None
+        query: Query | None = None
+        # What was changed by this program before it was asked is in the rows.
+        fresh = 0
+        keeper = Subscription(subscriber, asked, self._rights(client, asked))
+        try:
+            while True:
+                if client.transport is None:
+                    raise Unavailable("The connection has ended")
+                keeper.rights = self._rights(client, asked)
+                question, plan = self._question(client, asked, keeper.rights)
+                if query is None or query.question != question or query.fault:
+                    if query is not None:
+                        self.feed.leave(query, keeper)
+                    self._check_memory(client)
+                    fresh = self.feed.fresh if self.feed.knows(question) else 0
+                    query = yield self.feed.ask(question, plan, owner_of(client))
+                    query.watchers[keeper] = None
+                    continue
+                if self.feed.ended < fresh or (self.feed.is_running and not self.feed.is_coming(query)):
+                    yield self.feed.when_ended()
+                    continue
+                if subscriber.is_blocked:
+                    yield subscriber.when_free()
+                    continue
+                rows = query.rows
+                size = 0 if asked.known == query.digest else sum(len(entry.row) + 1 for entry in rows)
+                if size <= SMALL or (hold is not None and hold.size >= size):
+                    break
+                if hold is not None:
+                    hold.release()
+                size += size // 8 + SMALL
+                waiting = self._budgets.memory.when(client.account, size)
+                is_waiting = not waiting.called
+                yield waiting
+                hold = Hold(self._budgets.memory, client.account, size, lambda call: call())
+                if not is_waiting:
+                    break
+            # From here to the reply nothing waits.
+            keeper.query = query
+            subscriber.queries[name] = keeper
+            return self._reply(asked, keeper, query, rows, hold)
+        except BaseException:
+            if query is not None and keeper.query is None:
+                self.feed.leave(query, keeper)
+            if hold is not None:
+                hold.release()
+            raise
+
+    def _reply(self, asked: Live, keeper: Subscription, query: Query, rows: list[Entry], hold: Hold | None) -> Any:
+        model = query.question.model
+        result: dict[str, Any] = {
+            "query": asked.query,
+            "key": list(self._store.schema.models[model].key),
+            "digest": query.digest,
+            "step": keeper.subscriber.step,
+            "sees": "all" if self.feed.sees_all(model) else "own",
+        }
+        if asked.known == query.digest:
+            if hold is not None:
+                hold.release()
+            return {**result, "same": True}
+        if hold is None:
+            result["rows"] = msgspec.Raw(_list(rows))
+            return result
+        written = Written()
+        written.write(write_json(result)[:-1])
+        written.write(b',"rows":[')
+        for place, entry in enumerate(rows):
+            written.write(b"," + entry.row if place else entry.row)
+        written.write(b"]}")
+        written.hold = hold
+        return written
+
+    def _check_memory(self, client: Any) -> None:
+        """Refuse a query where those that there are take all the memory for them.
+
+        :raises TooBusy: saying whose they are.
+        """
+        most, owner = self._limits.live_memory, owner_of(client)
+        if self.feed.size >= most:
+            raise TooBusy(f"The live queries of all clients take the {most >> 20} MiB that they may; try again later")
+        mine = sum(
+            subscription.query.size
+            for subscriber in self._by_owner.get(owner, ())
+            for subscription in subscriber.queries.values()
+            if subscription.query is not None
+        )
+        if mine >= most // 4:
+            raise TooBusy(f"Your live queries take the {most >> 22} MiB that they may; ask for fewer rows, or end some")
+
+    # -- rights
+
+    def _rights(self, client: Any, asked: Live) -> Rights:
+        model, permissions, identity = asked.command.model, client.permissions, client.identity
+        may = isinstance(model, str) and permissions.allows(identity, "read", "model", model)
+        if not may:
+            raise PermissionDenied()
+        return True, dict(permissions.rows(identity, model) or {}), field_rights(permissions, identity, model)
+
+    def _question(self, client: Any, asked: Live, rights: Rights) -> tuple[Question, Plan]:
+        permissions: Permissions = client.permissions
+        identity = client.identity
+
+        def known(model: str) -> bool:
+            return any(permissions.allows(identity, right, "model", model) for right in RIGHTS["model"])
+
+        model = self._store.schema.find(asked.command.model, known).restricted(rights[2])
+        return question_of(asked.command, model, rights[1])
+
+    def _is_as_before(self, subscription: Subscription) -> bool:
+        """Whether the client has the rights that its query was judged by."""
+        try:
+            return self._rights(subscription.subscriber.client, subscription.asked) == subscription.rights
+        except Exception:
+            return False
+
+    def judge(self) -> None:
+        """Judge all queries by the rights of now: who has others hears of no others, beginning with this turn."""
+        self._judge_on(iter(list(self._subscribers)))
+
+    def _judge_on(self, waiting: Iterator[Subscriber]) -> None:
+        until = perf_counter() + SLICE
+        for subscriber in waiting:
+            for subscription in list(subscriber.queries.values()):
+                if not self._is_as_before(subscription):
+                    self._judge_anew(subscription)
+            if perf_counter() > until:
+                self._reactor.callLater(0, self._judge_on, waiting)
+                return
+
+    def _judge_anew(self, subscription: Subscription) -> None:
+        """Let a subscription be what it would be if it were asked for now."""
+        query, subscription.query = subscription.query, None
+        if query is None:
+            # That is under way.
+            return
+        subscription.subscriber.notes.pop(subscription.asked.query, None)
+        self.feed.leave(query, subscription)
+        self._judged(subscription).addErrback(self._not_judged, subscription)
+
+    @inlineCallbacks
+    def _judged(self, subscription: Subscription) -> Generator[Any, Any, None]:
+        subscriber, asked = subscription.subscriber, subscription.asked
+        client = subscriber.client
+        while subscriber.queries.get(asked.query) is subscription and client.transport is not None:
+            subscription.rights = self._rights(client, asked)
+            question, plan = self._question(client, asked, subscription.rights)
+            query: Query = yield self.feed.ask(question, plan, owner_of(client))
+            if subscriber.queries.get(asked.query) is not subscription or not self._is_as_before(subscription):
+                self.feed.leave(query, subscription)
+                continue
+            query.watchers[subscription] = None
+            subscription.query = query
+            subscription.is_behind = True
+            self.catch_up(subscriber)
+            return
+
+    def _not_judged(self, failure: Any, subscription: Subscription) -> None:
+        error = failure.value
+        if not isinstance(error, CommandError):
+            self._log.failure("a live query could not be judged anew", failure)
+            error = PermissionDenied()
+        subscriber, name = subscription.subscriber, subscription.asked.query
+        if subscriber.queries.get(name) is subscription:
+            self._end(subscriber, name)
+            subscriber.send({name: _error(error)})
+
+    # -- what steps find
+
+    def differs(self, query: Query, made: Difference) -> None:
+        """Note what has changed in the rows of ``query`` for those who are told of it."""
+        note = _note(made, query.digest)
+        for watcher in query.watchers:
+            self._note(watcher, note)
+
+    def _note(self, subscription: Subscription, note: bytes) -> None:
+        subscriber, name = subscription.subscriber, subscription.asked.query
+        if subscriber.queries.get(name) is not subscription or subscription.query is None:
+            return
+        if name in subscriber.notes or subscription.is_behind:
+            # It has not been told of a step before this.
+            subscriber.notes.pop(name, None)
+            subscription.is_behind = True
+        else:
+            subscriber.notes[name] = note
+        self._noted[subscriber] = None
+
+    def ended(self, query: Query, error: CommandError) -> None:
+        """End the subscriptions to ``query``."""
+        note = _error(error)
+        for subscription in list(query.watchers):
+            subscriber, name = subscription.subscriber, subscription.asked.query
+            self.feed.leave(query, subscription)
+            if subscriber.queries.get(name) is subscription:
+                del subscriber.queries[name]
+                subscriber.notes[name] = note
+                self._noted[subscriber] = None
+
+    def step(self) -> Iterator[None]:
+        """Tell all that has been noted."""
+        noted, self._noted = self._noted, {}
+        for subscriber in noted:
+            for name in list(subscriber.notes):
+                subscription = subscriber.queries.get(name)
+                if subscription is not None and not self._is_as_before(subscription):
+                    # Nothing is told by rights that are no more.
+                    self._judge_anew(subscription)
+            subscriber.tell()
+            if not subscriber.is_blocked and any(each.is_behind for each in subscriber.queries.values()):
+                self._reset(subscriber)
+            yield
+
+    def catch_up(self, subscriber: Subscriber) -> None:
+        """Tell a client all rows of the queries that it is behind in, once no step is under way."""
+        if self.feed.is_running:
+            self.feed.when_ended().addCallback(lambda _: self._reset(subscriber))
+        else:
+            self._reset(subscriber)
+
+    def _reset(self, subscriber: Subscriber) -> None:
+        for name, subscription in list(subscriber.queries.items()):
+            if subscriber.is_blocked:
+                return
+            query = subscription.query
+            if not subscription.is_behind or query is None:
+                continue
+            subscription.is_behind = False
+            subscriber.notes.pop(name, None)
+            if not self._is_as_before(subscription):
+                self._judge_anew(subscription)
+                continue
+            subscriber.send({name: b'{"reset":%s,"digest":"%s"}' % (_list(query.rows), query.digest.encode())})
+
+    # -- the end
+
+    def _end(self, subscriber: Subscriber, name: str) -> None:
+        subscription = subscriber.queries.pop(name, None)
+        subscriber.notes.pop(name, None)
+        if subscription is not None and subscription.query is not None:
+            self.feed.leave(subscription.query, subscription)
+
+    def lost(self, subscriber: Subscriber) -> None:
+        """Forget a client that is gone."""
+        for name in list(subscriber.queries):
+            self._end(subscriber, name)
+        self._subscribers.pop(subscriber, None)
+        owner = owner_of(subscriber.client)
+        mine = self._by_owner.get(owner, {})
+        mine.pop(subscriber, None)
+        if not mine:
+            self._by_owner.pop(owner, None)
+        self._noted.pop(subscriber, None)
+        waiting, subscriber.waiting = subscriber.waiting, []
+        for deferred in waiting:
+            if not deferred.called:
+                deferred.callback(None)
+
+
+def _after(before: Deferred[None], run: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+    begun: list[Deferred[Any]] = []
+
+    def cancel(_: Deferred[Any]) -> None:
+        for each in begun:
+            each.cancel()
+
+    waiting: Deferred[Any] = Deferred(cancel)
+
+    def begin(result: Any) -> Any:
+        if not waiting.called:
+            begun.append(maybeDeferred(run))
+            begun[0].addBoth(lambda outcome: None if waiting.called else waiting.callback(outcome))
+        return result
+
+    before.addCallback(begin)
+    return waiting
+
+
+def _list(rows: list[Entry]) -> bytes:
+    return b"[%s]" % b",".join([entry.row for entry in rows])
+
+
+def _note(made: Difference, digest: str) -> bytes:
+    parts = []
+    if made.gone:
+        parts.append(b'"gone":[%s]' % b",".join([entry.name for entry in made.gone]))
+    if made.set:
+        parts.append(b'"set":[%s]' % b",".join([b"[%d,%s]" % (place, entry.row) for place, entry in made.set]))
+    parts.append(b'"digest":"%s"' % digest.encode())
+    return b"{%s}" % b",".join(parts)
+
+
+def _error(error: CommandError) -> bytes:
+    return write_json({"error": str(error), "code": error.code, "final": True})

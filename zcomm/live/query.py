@@ -1,0 +1,210 @@
+"""A live query: its rows, as many as there may be, in their order; what a step makes of them.
+
+Of a query with a limit some rows more are kept than clients see, so that one that leaves can be replaced. The rows that
+are kept are always the first ones of all that match.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zcomm.data.models import Model
+from zcomm.data.requests import Plan
+from zcomm.live.differences import Difference, difference
+from zcomm.live.judging import Test, equal_to, test_of
+from zcomm.live.log import Key
+from zcomm.live.requests import MAX_ROWS, Question
+from zcomm.live.rows import Entry, Row, raw_fields, sorted_by
+
+__all__ = ["Query"]
+
+#: A digest is of 64 bits.
+_BITS = 2**64 - 1
+#: What is added for each row, so that two rows that make nothing of each other are told from none.
+_COUNT = 0x9E3779B97F4A7C15
+#: Bytes that a query takes besides its rows.
+_BASE = 4096
+
+
+class Query:
+    """A live query, shared by all who ask the same.
+
+    :param question: what is asked.
+    :param plan: of a read of it.
+    :param model: with its columns, all of its fields.
+    :param is_sqlite: whether the database is one of SQLite.
+    :ivar names: the fields that a step has to read.
+    :ivar raw: those that it has to read as they are stored.
+    :ivar test: whether a row matches, as far as Python knows.
+    :ivar equal: a field and its values, one of which each row has that matches; ``None`` where there is none.
+    :ivar watchers: those who are told of it.
+    :ivar is_stale: whether its rows are to be read anew.
+    :ivar fault: why it cannot go on; empty where it can.
+    """
+
+    def __init__(self, question: Question, plan: Plan, model: Model, is_sqlite: bool):
+        self.question = question
+        self.plan = plan
+        ordered = tuple(name for name, _ in question.order)
+        self.beside = tuple(name for name in ordered if name not in question.fields)
+        asked = _fields_of(question.where.shape)
+        self.names = tuple(dict.fromkeys((*question.fields, *ordered, *asked)))
+        self.raw = raw_fields(model, (*ordered, *asked), is_sqlite)
+        self.test: Test = test_of(question.where, model, is_sqlite)
+        self.equal = equal_to(question.where, model, is_sqlite)
+        #: Whether Python knows the order at all.
+        self.is_sorted = all(sorted_by(model.fields[name], is_sqlite) for name in ordered)
+        self.watchers: dict[Any, None] = {}
+        self.is_stale = False
+        self.fault = ""
+        limit = question.limit
+        self._visible = MAX_ROWS if limit is None else limit
+        #: How many rows are kept.
+        self.capacity = MAX_ROWS if limit is None else min(limit + max(2, limit // 4), MAX_ROWS + MAX_ROWS // 4)
+        self._entries: dict[Key, Entry] = {}
+        self._rows: list[Entry] = []
+        #: Whether the rows that are kept are all that match.
+        self._is_whole = True
+        self._sum = 0
+        self._size = _BASE
+
+    def __repr__(self) -> str:
+        return f"<query {self.question!r:.200}>"
+
+    @property
+    def rows(self) -> list[Entry]:
+        """The rows as clients see them."""
+        return self._rows[: self._visible]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return self._size
+
+    @property
+    def digest(self) -> str:
+        """Tells the rows, their keys and their order from others."""
+        return f"{self._sum & _BITS:016x}"
+
+    @property
+    def keys(self) -> Mapping[Key, Entry]:
+        """The rows that are kept, by their keys."""
+        return self._entries
+
+    @property
+    def reads(self) -> int:
+        """The number of rows to be read: those that are kept and one more, which shows whether there are others."""
+        return self.capacity + 1
+
+    def entry(self, row: Row) -> Entry:
+        """``row`` as one of its own."""
+        return Entry(row, self.question.fields, self.question.order, self.beside)
+
+    def fill(self, entries: Sequence[Entry]) -> Difference:
+        """Take what has been read anew, in its order and as many as :attr:`reads` at most.
+
+        :return: what has changed for clients.
+        """
+        before = self.rows
+        if self.question.limit is None and len(entries) > MAX_ROWS:
+            self.fault = f"More than {MAX_ROWS} rows match; give a limit or a narrower where"
+            return Difference([], [])
+        self._is_whole = len(entries) <= self.capacity
+        self._rows = list(entries[: self.capacity])
+        self._entries = {entry.key: entry for entry in self._rows}
+        self.is_stale = False
+        self._weigh()
+        return difference(before, self.rows)
+
+    def change(self, rows: Mapping[Key, Row | None]) -> Difference | None:
+        """Take rows that have changed.
+
+        :param rows: by their keys; ``None`` where one does not match any more.
+        :return: what has changed for clients; ``None`` where its rows have to be read anew for that.
+        """
+        updated: dict[Key, Entry | None] = {}
+        for key, row in rows.items():
+            before = self._entries.get(key)
+            after = None if row is None else self.entry(row)
+            if after is None:
+                if before is None:
+                    continue
+            elif after.sort is None and self.is_sorted:
+                return None
+            elif before is not None and before.hash == after.hash and before.row == after.row:
+                continue
+            updated[key] = after
+        if not updated:
+            return Difference([], [])
+        if not self.is_sorted or any(entry.sort is None for entry in self._rows):
+            return None
+        added = [entry for entry in updated.values() if entry is not None]
+        if not self._is_whole:
+            if not self._rows:
+                return None
+            # Of the rows behind the last one nothing is known.
+            bound: Any = self._rows[-1].sort
+            added = [entry for entry in added if not bound < _sort(entry)]
+        kept = [entry for entry in self._rows if entry.key not in updated]
+        for entry in added:
+            kept.insert(bisect_left(kept, _sort(entry), key=_sort), entry)
+        if len(kept) < self._visible and not self._is_whole:
+            return None
+        if self.question.limit is None and len(kept) > MAX_ROWS:
+            self.fault = f"More than {MAX_ROWS} rows match; give a limit or a narrower where"
+            return Difference([], [])
+        if len(kept) > self.capacity:
+            del kept[self.capacity :]
+            self._is_whole = False
+        return self._become(kept, updated)
+
+    def _become(self, rows: list[Entry], updated: Mapping[Key, Entry | None]) -> Difference:
+        """Have ``rows``, of which those that are not ``updated`` have kept their order."""
+        before, seen = self._entries, self._visible
+        is_partly_hidden = len(self._rows) > seen or len(rows) > seen
+        was_shown = {entry.key for entry in self._rows[:seen]} if is_partly_hidden else before.keys()
+        self._rows = rows
+        now = self._entries = {entry.key: entry for entry in rows}
+        is_shown = {entry.key for entry in rows[:seen]} if is_partly_hidden else now.keys()
+        told = {key for key in updated if key in is_shown}
+        left = {key for key in updated if key in was_shown and key not in is_shown}
+        if is_partly_hidden:
+            told |= is_shown - was_shown
+            left |= was_shown - is_shown
+        gone = [before[key] for key in left]
+        places = [(self._place(now[key]), now[key]) for key in told]
+        places.sort(key=_place)
+        for entry in gone:
+            self._sum -= entry.hash + _COUNT
+        for _, entry in places:
+            if entry.key in was_shown:
+                self._sum -= before[entry.key].hash + _COUNT
+            self._sum += entry.hash + _COUNT
+        for key in updated:
+            self._size += (now[key].size if key in now else 0) - (before[key].size if key in before else 0)
+        return Difference(gone, places)
+
+    def _place(self, entry: Entry) -> int:
+        return bisect_left(self._rows, _sort(entry), key=_sort)
+
+    def _weigh(self) -> None:
+        """Count its rows, all of them."""
+        self._sum = sum(entry.hash + _COUNT for entry in self.rows)
+        self._size = _BASE + sum(entry.size for entry in self._rows)
+
+
+def _sort(entry: Entry) -> Any:
+    return entry.sort
+
+
+def _place(place: tuple[int, Entry]) -> int:
+    return place[0]
+
+
+def _fields_of(shape: tuple[Any, ...]) -> list[str]:
+    """The fields that a filter asks for."""
+    if shape[0] in ("$and", "$or", "$not"):
+        return [name for part in shape[1:] for name in _fields_of(part)]
+    return [] if shape[0].startswith("$") else [shape[0]]
