@@ -14,6 +14,13 @@ __all__ = ["find_constraints", "find_relations"]
 
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
 _ON_DELETE = {"c": "cascade", "n": "set null"}
+#: Of a trigger: that it is none by which a table is watched for live queries, which leaves rows and session alone.
+_OTHERS = """
+    NOT EXISTS (
+        SELECT FROM pg_proc l WHERE l.oid = t.tgfoid AND l.pronamespace = to_regnamespace('zcomm')
+        AND left(l.proname, 4) = 'log_'
+    )
+"""
 
 #: Names are looked up as statements look them up, in each schema of the search path. What may be done is asked for the
 #: table as a whole and for its columns, of which one will do. A view tells what it passes on by itself or by triggers
@@ -35,7 +42,7 @@ _RELATIONS = sa.text(
             AND CAST(r.ev_action AS text) NOT LIKE '%\\:commandType ' || CAST(r.ev_type AS text) || ' %'
         ),
         EXISTS (
-            SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgtype & 2 = 0 AND t.tgtype & 20 <> 0
+            SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND {others} AND t.tgtype & 2 = 0 AND t.tgtype & 20 <> 0
             AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
         ) OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
         EXISTS (
@@ -60,7 +67,7 @@ _RELATIONS = sa.text(
     JOIN pg_class c ON c.oid = to_regclass(quote_ident(wanted.name))
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relpersistence <> 't'
-    """
+    """.replace("{others}", _OTHERS)
 )
 _COLUMNS = sa.text(
     """
@@ -98,7 +105,7 @@ _DISTURBING = sa.text(
     )
     SELECT DISTINCT touched.root FROM touched JOIN pg_class c ON c.oid = touched.oid
     WHERE c.relkind NOT IN ('r', 'p') OR c.relrowsecurity
-        OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+        OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND {others})
         OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid)
         OR EXISTS (
             SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.refobjid JOIN pg_language l ON l.oid = p.prolang
@@ -112,7 +119,7 @@ _DISTURBING = sa.text(
                     OR contypid IN (SELECT atttypid FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0)
             )
         )
-    """
+    """.replace("{others}", _OTHERS)
 )
 #: Whether triggers may wait for the end of a transaction: those of any table, to which code of this one may write.
 _DEFERRING = sa.text("SELECT EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgdeferrable)")

@@ -36,7 +36,7 @@ from zcomm.data.models import Column, Field, Given, Model
 from zcomm.data.values import KINDS, Beyond, Kind, decimal_parser, json_raw, json_text, json_value
 from zcomm.errors import ConfigError
 
-__all__ = ["ADAPTERS", "bound"]
+__all__ = ["ADAPTERS", "bound", "text_of"]
 
 #: Types whose text psycopg would turn into Python's values, which do not reach as far as PostgreSQL's.
 _AS_TEXT = ("date", "timestamp", "timestamptz", "time", "timetz", "interval", "numeric", "uuid", "json", "jsonb")
@@ -551,6 +551,16 @@ def _as_text(value: Any, forms: Mapping[str, tuple[str, str]]) -> ColumnElement[
     ours, theirs = _changes(forms)
     then = ") = 0 THEN pg_catalog.concat(pg_catalog.concat("
     return _Text(sa.Text(), "CASE WHEN pg_catalog.num_nulls(", value, then, value, f"{ours}){theirs}) END")
+
+
+def text_of(column: str, forms: Mapping[str, tuple[str, str]]) -> str:
+    """SQL of the text that zComm shows for a column of a type that is written so, whatever the settings of the session.
+
+    :param column: quoted.
+    :param forms: as of :class:`~zcomm.data.drivers.postgresql_session.Session`, those that its text depends on.
+    """
+    text = _as_text(sa.literal_column(column, _TEXT), forms)
+    return str(text.compile(dialect=dialects.dialect(paramstyle="format")))
 
 
 def _as_json(value: Any, forms: Mapping[str, tuple[str, str]]) -> ColumnElement[Any]:

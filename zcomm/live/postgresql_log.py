@@ -1,0 +1,610 @@
+"""The rows of PostgreSQL that have changed, whoever changed them (see :class:`zcomm.live.log.ChangeLog`).
+
+Triggers write the keys into a log (:mod:`zcomm.live.postgresql_tables`) while somebody watches
+(:mod:`zcomm.live.postgresql_lock`). A step reads of it what its snapshot sees and the one of the step before did not:
+nothing is missed whatever transactions do, how long they last and in which order they end.
+
+Changes that no trigger of a statement sees are not seen: those that logical replication brings, which knows triggers of
+rows alone, those of foreign tables, and those of whoever drops or disables the triggers, until these are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.logger import Logger
+
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.postgresql import PostgreSQLDatabase
+from zcomm.data.models import Model, Schema
+from zcomm.live.log import Changes, Key, KeyForm
+from zcomm.live.postgresql_lock import STALE, Holder, clean
+from zcomm.live.postgresql_tables import (
+    INSTALL_LOCK,
+    LOCK,
+    Table,
+    base_sql,
+    find_tables,
+    function_source,
+    function_sql,
+    grants_sql,
+    key_form,
+    keys_of,
+    quoted,
+    removal_sql,
+    settings_of,
+    source_version,
+    trigger_sql,
+)
+
+__all__ = ["PostgreSQLLog", "Status"]
+
+#: Seconds between two comparisons of the triggers, between two messages that we are there, and between two looks at a
+#: log that nobody may be writing.
+COMPARE_EVERY, RENEW_EVERY, ASK_EVERY = 60.0, 5.0, 1.0
+#: Seconds between two cleanings by whoever does not hold the lock: whoever does may be stopped.
+CLEAN_EVERY = 10.0
+#: How many keys a step takes, and of one model.
+MAX_KEYS, MAX_MODEL_KEYS = 20_000, 5_000
+#: How long a step waits for tables, and an installation: while it waits, writers wait behind it.
+STEP_LOCK, INSTALL_WAIT = "100ms", "500ms"
+#: How often an installation is tried where a table is in use.
+ATTEMPTS = 4
+#: Since when PostgreSQL has transaction numbers that do not come again.
+OLDEST = 130000
+
+_FACTS = """
+SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(),
+    pg_catalog.current_setting('enable_seqscan'), pg_catalog.current_setting('jit'), CURRENT_USER::text,
+    pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'),
+    (SELECT pg_catalog.pg_get_userbyid(n.nspowner)::text FROM pg_catalog.pg_namespace AS n
+        WHERE n.oid OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('zcomm'))
+"""
+#: Whether the tables of the schema are there, and grant what is needed.
+_BASE = """
+SELECT pg_catalog.count(*) OPERATOR(pg_catalog.=) 3, coalesce(pg_catalog.bool_and(
+    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
+    AND pg_catalog.has_table_privilege(c.oid, 'DELETE') AND (c.relname OPERATOR(pg_catalog.=) 'changes'
+        OR pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'UPDATE'))
+), false) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n
+    ON n.oid OPERATOR(pg_catalog.=) c.relnamespace AND n.nspname OPERATOR(pg_catalog.=) 'zcomm'
+WHERE c.relname IN ('changes', 'life', 'feeds') AND c.relkind OPERATOR(pg_catalog.=) 'r'
+"""
+_FUNCTIONS = """
+SELECT p.proname::text, p.prosrc, coalesce(p.proconfig, '{}')::text[], p.prosecdef,
+    pg_catalog.pg_has_role(p.proowner, 'USAGE')
+FROM pg_catalog.pg_proc AS p WHERE p.pronamespace OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('zcomm')
+    AND p.proname::text OPERATOR(pg_catalog.=) ANY (%s::text[])
+"""
+#: That nobody else installs meanwhile, and that a table in use is not waited for for long: writers wait behind us.
+_INSTALL = (
+    f"SET LOCAL lock_timeout = '{INSTALL_WAIT}'",
+    f"SELECT pg_catalog.pg_advisory_xact_lock({INSTALL_LOCK})",
+)
+_REGISTER = """
+INSERT INTO zcomm.feeds (id, read) VALUES (
+    %s::pg_catalog.int8, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())
+) ON CONFLICT (id) DO UPDATE SET read = excluded.read, seen = excluded.seen
+"""
+_RENEW = """
+UPDATE zcomm.feeds SET seen = pg_catalog.clock_timestamp(),
+    read = CASE WHEN %s::text IS NULL THEN read ELSE pg_catalog.pg_snapshot_xmin(%s::pg_catalog.pg_snapshot) END
+WHERE id OPERATOR(pg_catalog.=) %s::pg_catalog.int8
+"""
+#: The snapshot; who holds the lock, and whether nobody does; whether we are registered.
+_STATE = """
+pg_catalog.jsonb_build_array(
+    pg_catalog.pg_current_snapshot()::text,
+    (SELECT l.id::text FROM zcomm.life AS l LIMIT 1),
+    coalesce((
+        SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
+    ), true),
+    EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
+    pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
+)
+"""
+_UNSEEN = """
+    c.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot)
+    OR c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
+"""
+#: What this snapshot sees and an earlier one did not; of too many keys only that they are many.
+_CHANGES = f"""
+WITH fresh AS MATERIALIZED (
+    SELECT c.relation, CASE WHEN pg_catalog.sum(pg_catalog.jsonb_array_length(c.keys))
+        OVER (ROWS UNBOUNDED PRECEDING) OPERATOR(pg_catalog.<=) {MAX_KEYS} THEN c.keys END AS keys
+    FROM zcomm.changes AS c WHERE {_UNSEEN}
+)
+SELECT NULL AS relation, {_STATE} AS keys
+UNION ALL SELECT f.relation, f.keys FROM fresh AS f WHERE f.keys IS NOT NULL
+UNION ALL (SELECT DISTINCT f.relation, NULL::pg_catalog.jsonb FROM fresh AS f WHERE f.keys IS NULL)
+"""  # noqa: S608 (constants and quoted names)
+_FIRST = f"SELECT NULL AS relation, {_STATE} AS keys"
+#: Whether there is something like that, and what else a step would find. The newest row is at the end of the index.
+_CHANGED = """
+SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), coalesce(
+    (SELECT c.xid FROM zcomm.changes AS c ORDER BY c.xid DESC LIMIT 1) OPERATOR(pg_catalog.>=)
+        pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot), false
+) OR EXISTS (
+    SELECT FROM zcomm.changes AS c
+    WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
+) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
+"""
+_LOG_SIZE = """
+SELECT (SELECT pg_catalog.count(*) FROM zcomm.changes),
+    pg_catalog.pg_total_relation_size('zcomm.changes'::pg_catalog.regclass)
+"""
+_FEEDS = """
+SELECT id, extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) seen)::pg_catalog.float8
+FROM zcomm.feeds ORDER BY 1
+"""
+_HOLDER = f"""
+SELECT a.pid, coalesce(a.client_addr::text, 'local'), extract(epoch FROM a.backend_start)::pg_catalog.float8
+FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a ON a.pid OPERATOR(pg_catalog.=) l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.objsubid = 1
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
+    AND l.classid = {LOCK >> 32} AND l.objid = {LOCK & 0xFFFFFFFF}
+"""  # noqa: S608 (constants and quoted names)
+_WATCHED = """
+SELECT DISTINCT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
+FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE p.pronamespace = pg_catalog.to_regnamespace('zcomm') ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The state of all this in a database.
+
+    :ivar tables: those with triggers.
+    :ivar holder: the process of the server that holds the lock, where it is from, and since when, in seconds since
+        1970; ``None`` where nobody watches.
+    :ivar rows: of the log.
+    :ivar size: of the log, in bytes.
+    :ivar feeds: for each server that reads the log, seconds since it was seen.
+    """
+
+    tables: tuple[str, ...] = ()
+    holder: tuple[int, str, float] | None = None
+    rows: int = 0
+    size: int = 0
+    feeds: Mapping[int, float]
+
+
+class PostgreSQLLog:
+    """The changes of a PostgreSQL database.
+
+    :param database: its driver.
+    :param schema_of: the models as they are now, with their columns.
+    """
+
+    _log = Logger()
+
+    def __init__(self, database: PostgreSQLDatabase, schema_of: Callable[[], Schema]):
+        self._database = database
+        self._schema_of = schema_of
+        self._connection: Any = None
+        self._holder: Holder | None = None
+        self._feed = secrets.randbits(62)
+        self._registered = False
+        #: Whether the schema with the log is there, and may be used.
+        self._installed = False
+        #: The tables of models, by model, and the models by token, that are to be live; and why each is not watched.
+        self._tables: dict[str, Table] = {}
+        self._models: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        #: The models that were not watched for a while.
+        self._anew: set[str] = set()
+        self._stepping = self._failed = False
+        #: The snapshot up to which all is known, and the life in which; and those of the step under way.
+        self._read: tuple[str, str] | None = None
+        self._reading: tuple[str, str] | None = None
+        #: What the session says of how queries are planned, which a step says otherwise for the log.
+        self._plans = ("on", "on")
+        self._role = ""
+        self._renew_at = self._compare_at = self._ask_at = self._clean_at = 0.0
+
+    # Installing
+
+    def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
+        names = {model.name for model in models}
+        try:
+            reasons = self._compare(models, ATTEMPTS)
+        except Fault as fault:
+            reasons = dict.fromkeys(names, f"the database did not say what is there ({fault.kind}); it is asked again")
+            self._compare_at = time.monotonic() + RENEW_EVERY
+        self._reasons = {name: reasons.get(name, "") for name in names}
+        return dict(self._reasons)
+
+    def _compare(self, models: Iterable[Model], attempts: int) -> dict[str, str]:
+        """Find out which of ``models`` are watched, and have those watched that can be."""
+        self._compare_at = time.monotonic() + COMPARE_EVERY
+        models = list(models)
+        everything = dict.fromkeys((model.name for model in models), "")
+        self._find(models)
+        if self._database.pooled:
+            return dict.fromkeys(
+                everything,
+                "a pooler stands before the database, and the lock of those who watch needs a session of its own; give "
+                "the server a URL past the pooler",
+            )
+        ((version, recovers, seqscan, jit, self._role, creates, owner),) = self._ask(_FACTS)
+        self._plans = (seqscan, jit)
+        if version < OLDEST:
+            return dict.fromkeys(everything, "it takes PostgreSQL 13 or later")
+        if recovers:
+            return dict.fromkeys(everything, "the database is a standby, which takes no writes")
+        reasons = dict(everything)
+        for model in models:
+            table = self._tables.get(model.name)
+            reasons[model.name] = "its table is not there as the schema has it" if table is None else table.unfit
+        fit = [model.name for model in models if not reasons[model.name]]
+        if not fit:
+            return reasons
+        refused = self._install_base(creates, owner)
+        if refused:
+            return {name: reason or refused for name, reason in reasons.items()}
+        for name in fit:
+            reasons[name] = self._install(name, attempts)
+        self._find(models)
+        return reasons
+
+    def _find(self, models: Iterable[Model]) -> None:
+        """Learn the tables of ``models`` as they are now."""
+        models = list(models)
+        for model in models:
+            self._tables.pop(model.name, None)
+        self._tables.update(self._look(models))
+        self._models = {table.token: name for name, table in self._tables.items()}
+
+    def _look(self, models: Iterable[Model]) -> dict[str, Table]:
+        keys = {
+            f"{quoted(model.namespace)}.{quoted(model.table)}": (
+                model.name,
+                tuple(model.fields[name].column_name for name in model.key),
+            )
+            for model in models
+        }
+        found = find_tables(self._ask, {name: columns for name, (_, columns) in keys.items()})
+        return {keys[name][0]: table for name, table in found.items()}
+
+    def _install_base(self, creates: bool, owner: str | None) -> str:
+        """Have the schema, and the tables in it.
+
+        :return: why they cannot be had; empty when they are there.
+        """
+        ((complete, granted),) = self._ask(_BASE)
+        if not complete:
+            if owner is None and not creates:
+                self._installed = False
+                return (
+                    f"the role {self._role} may not create the schema zcomm, for which it needs CREATE on the "
+                    "database; or have its owner run what `zcomm live sql` prints"
+                )
+            statements = base_sql() if owner is None else base_sql()[2:]
+            try:
+                self._transact([*_INSTALL, *statements])
+            except Fault as fault:
+                self._installed = False
+                return f"the schema zcomm cannot be made: {fault.detail}"
+            ((complete, granted),) = self._ask(_BASE)
+        self._installed = complete and granted
+        if self._installed:
+            return ""
+        return (
+            f"the tables of the schema zcomm grant too little to the role {self._role}; have their owner run what "
+            "`zcomm live sql` prints"
+        )
+
+    def _install(self, name: str, attempts: int) -> str:
+        """Have the triggers of a table as they should be.
+
+        :return: why they are not; empty when they are.
+        """
+        for attempt in range(attempts):
+            table = self._tables[name]
+            function, mayreplace = self._function_amiss(table)
+            amiss = table.amiss()
+            if not function and not amiss:
+                return ""
+            if not mayreplace or (amiss and table.owners):
+                return (
+                    f"the role {self._role} may not make its triggers, as it belongs to "
+                    f"{', '.join(table.owners) or 'another role'}; have that role run what `zcomm live sql` prints"
+                )
+            self._anew.add(name)
+            statements = function_sql(table) if function else []
+            for member, trigger, there in amiss:
+                statements += trigger_sql(table, member, trigger, there)
+            try:
+                self._transact([*_INSTALL, *statements])
+            except Fault as fault:
+                if fault.kind in ("lost", "down", "refused", "crowded"):
+                    raise
+                if fault.kind != "busy" or attempt == attempts - 1:
+                    busy = fault.kind == "busy"
+                    return (
+                        "others keep its table locked, so that its triggers cannot be made; it is tried again each "
+                        "minute"
+                        if busy
+                        else f"its triggers cannot be made: {fault.detail}"
+                    )
+            self._find_again(name)
+        return "its triggers do not stay as they are made"
+
+    def _find_again(self, name: str) -> None:
+        table = self._tables[name]
+        found = find_tables(self._ask, {table.name: tuple(column.name for column in table.key)})
+        if table.name not in found:
+            raise Fault("altered", (), f"the table {table.name} is gone")
+        self._tables[name] = found[table.name]
+
+    def _function_amiss(self, table: Table) -> tuple[bool, bool]:
+        """Whether the function of ``table`` has to be made anew, and whether it may be."""
+        for _, source, config, definer, owned in self._ask(_FUNCTIONS, ([table.function],)):
+            newer = source_version(source) > source_version(function_source(table))
+            right = source == function_source(table) and sorted(config) == sorted(settings_of(table))
+            return not (newer or right) or not definer, owned
+        return True, True
+
+    def _transact(self, statements: Iterable[str]) -> None:
+        """Run statements in a transaction of their own."""
+        connection = self._connected()
+        connection.begin()
+        try:
+            for each in statements:
+                connection.run(each, (), False)
+            connection.commit()
+        except Fault:
+            connection.rollback()
+            raise
+
+    def live_sql(self, model: Model) -> str:
+        """The SQL by which the owner of its table has ``model`` watched.
+
+        :raises ValueError: where it cannot be, with the reason.
+        """
+        table = self._look([model]).get(model.name)
+        if table is None or table.unfit:
+            raise ValueError(table.unfit if table else "its table is not there as the schema has it")
+        self._role = self._ask(_FACTS)[0][4]
+        statements = [*base_sql(), *grants_sql(self._role), *function_sql(table)]
+        for member, trigger, there in table.amiss():
+            statements += trigger_sql(table, member, trigger, there)
+        return _script(statements)
+
+    def live_off_sql(self, models: Sequence[Model]) -> str:
+        """The SQL that removes what was installed for ``models``, and the schema where it was for no others."""
+        return _script(removal_sql(self._look(models).values()))
+
+    def status(self) -> Status:
+        """The state of all this in the database, whoever watches."""
+        ((complete, granted),) = self._ask(_BASE)
+        if not complete or not granted:
+            return Status(feeds={})
+        ((rows, size),) = self._ask(_LOG_SIZE)
+        holders = self._ask(_HOLDER)
+        return Status(
+            tables=tuple(name for (name,) in self._ask(_WATCHED)),
+            holder=holders[0] if holders else None,
+            rows=rows,
+            size=size,
+            feeds=dict(self._ask(_FEEDS)),
+        )
+
+    # Steps
+
+    def key_form(self, model: Model) -> KeyForm | str:
+        table = self._tables.get(model.name)
+        if table is None:
+            self._find([model])
+            table = self._tables.get(model.name)
+        return "has no table as the schema has it" if table is None else key_form(table, self._database.forms)
+
+    def watch(self) -> None:
+        if not self._installed:
+            return
+        if self._holder is None or not self._holder.alive:
+            self._holder = Holder(self._database.connect)
+        self._register()
+
+    def _register(self) -> None:
+        if not self._registered:
+            self._connected().run(_REGISTER, (self._feed,), False)
+            self._registered, self._renew_at = True, time.monotonic() + RENEW_EVERY
+            # The log may have lost what came before.
+            self._read = None
+
+    def begin(self, models: Collection[str]) -> Changes:
+        self._failed = False
+        self._reading = None
+        try:
+            return self._begin(models)
+        except Fault as fault:
+            self._rollback()
+            if fault.kind not in ("altered", "forbidden"):
+                raise
+            # Tables were dropped, or the log was. The others are read all the same.
+            self._log.warn("The tables of live queries are not as they were: {fault}", fault=fault)
+            self._find(map(self._schema_of().find, self._tables.copy()))
+            ((complete, granted),) = self._ask(_BASE)
+            self._installed = complete and granted
+            self._compare_at = 0.0
+            self._read = None
+            return self._begin(models)
+
+    def _begin(self, models: Collection[str], again: bool = False) -> Changes:
+        connection = self._connected()
+        if self._installed and self._holder is not None:
+            self._register()
+        before = []
+        tables = [self._tables[name] for name in sorted(models) if name in self._tables]
+        names = ", ".join(table.name for table in tables if table.readable and table.members[0].kind in ("r", "p"))
+        if names:
+            # TRUNCATE and ALTER TABLE empty a table for a snapshot that was there before.
+            before += [f"SET LOCAL lock_timeout = '{STEP_LOCK}'", f"LOCK TABLE {names} IN ACCESS SHARE MODE"]
+        if self._installed:
+            # The log has an index, whatever its statistics say; what reads it sets this back.
+            before += ["SET LOCAL enable_seqscan = off", "SET LOCAL jit = off"]
+        connection.begin_snapshot("" if self._database.pooled else "; ".join(before))
+        self._stepping = True
+        if not self._installed:
+            return Changes({}, known=all(self._reasons.values()))
+        anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew)
+        state = (self._feed, *self._plans)
+        if self._read is None:
+            rows = connection.run(_FIRST, state, True)[0]
+        else:
+            rows = connection.run(_CHANGES, (self._read[0], self._read[0], *state), True)[0]
+        snapshot, life, free, registered, *_ = json.loads(rows[0][1])
+        if not registered and self._holder is not None:
+            self._registered = False
+            if not again:
+                # Who cleans took us for gone. The log keeps what comes after we are there again.
+                self._rollback()
+                return self._begin(models, True)
+        if free or not life or not registered:
+            self._unwatched()
+            return Changes(anew, known=False)
+        self._reading = (snapshot, life)
+        if self._read is None or self._read[1] != life:
+            return Changes(anew, known=False)
+        return Changes(self._keys(rows[1:]) | anew)
+
+    def _keys(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Collection[Key] | None]:
+        keys: dict[str, Any] = {}
+        for token, text in rows:
+            name = self._models.get(token)
+            if name is None:
+                continue
+            if text is None:
+                keys[name] = None
+            elif (known := keys.setdefault(name, set())) is not None:
+                known.update(keys_of(text, self._tables[name]))
+        return {name: None if found is None or len(found) > MAX_MODEL_KEYS else found for name, found in keys.items()}
+
+    def run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            rows: list[tuple[Any, ...]] = self._connected().run(sql, parameters, True)[0]
+            return rows
+        except Fault:
+            self._failed = True
+            raise
+
+    def end(self) -> None:
+        stepped, self._stepping = self._stepping, False
+        if not stepped:
+            return
+        self._rollback()
+        if not self._failed:
+            self._read = self._reading
+            self._anew.clear()
+
+    def changed(self) -> bool:
+        if not self._installed:
+            # Until that is found out, everything is read anew.
+            return not all(self._reasons.values()) and self._may_ask()
+        if self._holder is None:
+            return False
+        if self._read is None:
+            return self._holder.holds or self._may_ask()
+        snapshot, life = self._read
+        rows = self._ask(_CHANGED, (snapshot, snapshot))
+        if not rows or rows[0][1]:
+            self._unwatched()
+            return self._may_ask()
+        return bool(self._anew) or rows[0][0] != life or rows[0][2]
+
+    def _may_ask(self) -> bool:
+        """Whether it is time for a step that does not know what has changed."""
+        now = time.monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_EVERY
+        return True
+
+    def _unwatched(self) -> None:
+        """Nobody holds the lock, or not yet."""
+        if self._holder is not None:
+            self._holder.wake()
+
+    # Housekeeping
+
+    def tend(self) -> Mapping[str, str]:
+        if self._stepping:
+            return {}
+        now = time.monotonic()
+        if self._installed and self._holder is not None:
+            if not self._holder.alive:
+                self._holder = Holder(self._database.connect)
+            if self._registered and now >= self._renew_at:
+                self._renew_at = now + RENEW_EVERY
+                snapshot = None if self._read is None else self._read[0]
+                _, count = self._connected().run(_RENEW, (snapshot, snapshot, self._feed), False)
+                self._registered = count == 1
+            if not self._holder.holds and now >= self._clean_at:
+                self._clean_at = now + CLEAN_EVERY
+                clean(self._connected(), 1)
+        if now < self._compare_at:
+            return {}
+        before = self._reasons
+        known = self._known()
+        found = self._compare(known, 1)
+        if self._installed and self._holder is not None and not self._registered:
+            self._register()
+        self._reasons = {model.name: found.get(model.name, "") for model in known}
+        return {name: reason for name, reason in self._reasons.items() if reason != before.get(name)}
+
+    def rest(self) -> None:
+        self._read = None
+        holder, self._holder = self._holder, None
+        if holder is None:
+            return
+        try:
+            if self._installed:
+                self._connected().run("DELETE FROM zcomm.feeds WHERE id = %s::pg_catalog.int8", (self._feed,), False)
+        except Fault as fault:
+            self._log.info("The log of changes keeps this server for {seconds} s: {fault}", seconds=STALE, fault=fault)
+        self._registered = False
+        holder.stop()
+
+    def close(self) -> None:
+        self.rest()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # The connection
+
+    def _known(self) -> list[Model]:
+        """The models that are to be live, as they are by now."""
+        models = self._schema_of().models
+        return [models[name] for name in self._reasons if name in models]
+
+    def _connected(self) -> Any:
+        connection = self._connection
+        if connection is not None and (self._stepping or connection.alive()):
+            return connection
+        if connection is not None:
+            connection.close()
+        self._connection = None
+        self._connection = self._database.connect()
+        return self._connection
+
+    def _ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._connected().run(sql, parameters, True)[0]
+        return rows
+
+    def _rollback(self) -> None:
+        self._stepping = False
+        if self._connection is not None:
+            self._connection.rollback()
+
+
+def _script(statements: Iterable[str]) -> str:
+    return "BEGIN;\n" + "".join(f"{each};\n" for each in statements) + "COMMIT;\n"
