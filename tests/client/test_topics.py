@@ -106,6 +106,17 @@ async def test_a_room(client: Client, server: TopicServer):
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_message_may_end_like_a_time(client: Client, server: TopicServer):
+    """A text that looks as times do is published as any other."""
+    room = client.topic("room:1")
+    heard = heard_of(room)
+    await room.subscribe()
+    await room.publish({"at": "2026-01-31T12:00:00Z", "from": "2026-01-31T12:00:00+01:00"})
+    await wait_until(lambda: heard[1:], "the message")
+    assert heard[1] == {"at": "2026-01-31T12:00:00Z", "from": "2026-01-31T12:00:00+01:00"}
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_lost_connection_is_made_up_for(client: Client, server: TopicServer):
     """It subscribes again from where it was, before anything else is sent; listeners hear of it, and of each message
     once."""

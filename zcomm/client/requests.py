@@ -113,7 +113,8 @@ def _without_seconds(value: Any) -> Any:
     if isinstance(value, datetime):
         offset = value.utcoffset()
         return value.astimezone(UTC) if offset is not None and offset % timedelta(minutes=1) else value
-    if value is None or isinstance(value, (str, int, float, Decimal, bytes)):
+    if value is None or isinstance(value, (str, int, float, Decimal, bytes, msgspec.Raw)):
+        # What is raw was written by itself.
         return value
     if isinstance(value, Mapping):
         return {name: _without_seconds(inner) for name, inner in value.items()}
