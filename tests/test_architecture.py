@@ -67,6 +67,7 @@ WITHOUT_IO = (
     "bifrost.messages",
     "bifrost.handshake",
     "client.members",
+    "client.rows",
     "client.subscription",
     "commands.grammar",
     "data.filters",

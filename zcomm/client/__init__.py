@@ -11,14 +11,19 @@
 """
 
 from zcomm.client.client import Client, connect
+from zcomm.client.live import Live
 from zcomm.client.members import PresenceNews
+from zcomm.client.rows import Changed, LiveChange
 from zcomm.client.subscription import Continuity, Message, Subscribed, Unsubscribed
 from zcomm.client.topics import History, Position, Presence, Published, Topic
 
 __all__ = [
+    "Changed",
     "Client",
     "Continuity",
     "History",
+    "Live",
+    "LiveChange",
     "Message",
     "Position",
     "Presence",

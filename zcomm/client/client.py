@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zcomm.client import requests
 from zcomm.client.calls import Calls
 from zcomm.client.listeners import Listeners
+from zcomm.client.live import Live, Lives, is_step
 from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
 from zcomm.client.repeated import retry_delay
@@ -116,6 +117,13 @@ class Client:
             lambda: self.state,
             lambda timeout: self._timeout if timeout is None else _seconds(timeout),
         )
+        self._lives = Lives(
+            reactor,
+            lambda key, horizontal: self._command((key, horizontal), {}),
+            lambda: self.state,
+            lambda timeout: self._timeout if timeout is None else _seconds(timeout),
+            lambda error: self._listeners.emit("error", error),
+        )
         self._protocol: ClientProtocol | None = None
         #: Attempts since a connection last held. One that is accepted and dropped counts.
         self._attempts = 0
@@ -177,7 +185,9 @@ class Client:
         self._stop()
         self._connecting.fail(failure)
         error = failure.value
-        self._topics.ended(error if isinstance(error, ConnectionLost) else ConnectionLost(1006, str(error)))
+        lost = error if isinstance(error, ConnectionLost) else ConnectionLost(1006, str(error))
+        self._topics.ended(lost)
+        self._lives.ended(lost)
 
     def _stop(self) -> Deferred[None]:
         """Stop the service that keeps the connection up; fires when it is gone.
@@ -220,6 +230,7 @@ class Client:
             self._protocol.sendClose(1000)
         stopping = self._stop()
         self._topics.ended(gone, by_program=True)
+        self._lives.ended(gone, by_program=True)
         return stopping
 
     def opened(self, protocol: ClientProtocol) -> None:
@@ -251,6 +262,7 @@ class Client:
         if self._protocol is not None:
             self._beating = self._reactor.callLater(HEARTBEAT, self._beat, self._protocol)
         self._topics.came_back()
+        self._lives.came_back()
         self._listeners.emit("state", self.state)
         self._connecting.fire(self)
 
@@ -283,6 +295,7 @@ class Client:
         self._topics.lost()
         self._calls.fail_all(error)
         self._prompts.drop_all()
+        self._lives.lost()
         if before == "disconnected":
             return
         if final:
@@ -378,6 +391,24 @@ class Client:
         """
         return self._topics.topic(name, presence=presence, last=last, state=state, echo=echo)
 
+    def live(
+        self,
+        model: str,
+        filters: Any = None,
+        *,
+        fields: Sequence[str] | None = None,
+        order_by: str | Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> Live:
+        """The rows that :meth:`read` would bring, now and from now on: a :class:`~zcomm.client.Live`. Nothing is sent
+        yet.
+
+        :param filters: an id, a list of ids, or a dict such as ``{"age__gte": 18}``.
+        :param order_by: ``"created_at DESC, name"``, or a list. Equal ones stand in the order of the primary key.
+        :param limit: how many rows at most, 1,000 when left out; a query that finds more then is refused.
+        """
+        return self._lives.live(model, filters, fields, order_by, limit)
+
     def _command(self, command: tuple[Any, Any], options: dict[str, Any]) -> Deferred[Any]:
         """Send one command, once: whether a call that got no answer was carried out, nobody knows, so it is the
         caller who decides to repeat it (safely, with an ``idempotency_key``)."""
@@ -447,6 +478,8 @@ class Client:
             # The answer to something that was no message at all.
             self._log.warn("the server said: {reason}", reason=str(message["error"])[:200])
             self._listeners.emit("error", command_error(message))
+        elif is_step(message):
+            self._lives.heard(message)
         elif not (is_event(message) and self._topics.heard(message)):
             self._listeners.emit("broadcast", message)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from inspect import iscoroutine
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from zcomm import client as deferred
-from zcomm.client import History, Message, Position, Published, Subscribed
+from zcomm.client import History, LiveChange, Message, Position, Published, Subscribed
+from zcomm.errors import CommandError
 from zcomm.runtime.thread import blocking
 from zcomm.runtime.workers import Workers
 
-__all__ = ["Client", "Topic", "connect"]
+__all__ = ["Client", "Live", "Topic", "connect"]
+
+T = TypeVar("T")
 
 _THREAD = "zcomm-listener"
 
@@ -142,6 +145,19 @@ class Client:
         topic = blocking(self._client.topic, name, presence=presence, last=last, state=state, echo=echo)
         return Topic(topic, self._in_thread)
 
+    def live(
+        self,
+        model: str,
+        filters: Any = None,
+        *,
+        fields: Sequence[str] | None = None,
+        order_by: str | Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> Live:
+        """The rows that :meth:`read` would bring, now and from now on; see :meth:`zcomm.client.Client.live`."""
+        live = blocking(self._client.live, model, filters, fields=fields, order_by=order_by, limit=limit)
+        return Live(live, self._in_thread)
+
     # -- what arrives
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
@@ -259,8 +275,8 @@ class Topic:
         """The messages that the server has kept; see :meth:`zcomm.client.Topic.history`."""
         return blocking(self._topic.history, limit=limit, reverse=reverse, since=since, before=before, timeout=timeout)
 
-    def __iter__(self) -> Messages:
-        return Messages(self._topic)
+    def __iter__(self) -> Waiting[Message]:
+        return Waiting(self._topic)
 
 
 class Presence:
@@ -294,29 +310,100 @@ class Presence:
         blocking(self._presence.set_state, state, timeout=timeout)
 
 
-class Messages:
-    """An iteration over the messages of a topic, which waits for each."""
+class Live:
+    """The rows that match a query, now and from now on, as :class:`zcomm.client.Live` has them, for any thread; made by
+    :meth:`Client.live`.
 
-    def __init__(self, topic: deferred.Topic):
-        self._messages = blocking(topic.__aiter__)
+    Listeners are called in the same thread as the client's. Iterated over (``for rows in live``), it gives the rows
+    now, and waits for each change; where several have come meanwhile, it gives them after the last.
 
-    def __iter__(self) -> Messages:
+    :ivar model: the model that is asked.
+    """
+
+    def __init__(self, live: deferred.Live, in_thread: Callable[[Callable[..., Any]], Callable[..., Any]]):
+        self.model = live.model
+        self._live = live
+        self._in_thread = in_thread
+
+    def __repr__(self) -> str:
+        return repr(self._live)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows in their order: the same list until one of them has changed."""
+        return self._live.rows
+
+    @property
+    def status(self) -> str:
+        """``loading``, ``live``, ``stale`` or ``error``; see :attr:`zcomm.client.Live.status`."""
+        return self._live.status
+
+    @property
+    def error(self) -> CommandError | None:
+        """The reason why it has ended, or has to wait; ``None`` while all is well."""
+        return self._live.error
+
+    @property
+    def sees(self) -> str | None:
+        """``all``, or ``own``: writes that were not made through this server are not seen."""
+        return self._live.sees
+
+    @property
+    def digest(self) -> str | None:
+        """The name that the server has for these rows in this order."""
+        return self._live.digest
+
+    def get_snapshot(self) -> list[dict[str, Any]]:
+        """The rows in their order: the same list until one of them has changed."""
+        return self._live.get_snapshot()
+
+    def subscribe(self, listener: Callable[[list[dict[str, Any]], LiveChange], Any]) -> Callable[[], None]:
+        """Call ``listener(rows, change)`` soon, and whenever something has changed; returns the function that ends it.
+        See :meth:`zcomm.client.Live.subscribe`."""
+        stop = blocking(self._live.subscribe, self._in_thread(listener) if callable(listener) else listener)
+        return lambda: blocking(stop)
+
+    def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Call ``listener`` at each ``status`` or ``error``; returns the function that ends it."""
+        stop = blocking(self._live.on, event, self._in_thread(listener) if callable(listener) else listener)
+        return lambda: blocking(stop)
+
+    def start(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """Wait for the rows, which are kept live from then on until :meth:`stop`; returns them."""
+        return blocking(self._live.start, timeout=timeout)
+
+    def stop(self) -> None:
+        """End it at once, for all who subscribe to it, iterate over it or wait for it."""
+        blocking(self._live.stop)
+
+    def __iter__(self) -> Waiting[list[dict[str, Any]]]:
+        return Waiting(self._live)
+
+
+class Waiting(Generic[T]):
+    """An iteration over the messages of a topic, or the rows of a live query, which waits for each."""
+
+    def __init__(self, of: deferred.Topic | deferred.Live):
+        self._items: Any = blocking(of.__aiter__)
+
+    def __iter__(self) -> Waiting[T]:
         return self
 
-    def __next__(self) -> Message:
+    def __next__(self) -> T:
         try:
-            return blocking(lambda: Deferred.fromCoroutine(self._messages.__anext__()))
+            item: T = blocking(lambda: Deferred.fromCoroutine(self._items.__anext__()))
         except StopAsyncIteration:
             raise StopIteration from None
+        return item
 
     def __del__(self) -> None:
         # In whichever thread it is dropped; what it has not read is for the next one.
         from twisted.internet import reactor as installed
 
-        messages = getattr(self, "_messages", None)
-        if messages is not None:
+        items = getattr(self, "_items", None)
+        if items is not None:
             reactor: Any = installed
-            reactor.callFromThread(messages.close)
+            reactor.callFromThread(items.close)
 
 
 def _answered(answer: Callable[[dict[str, Any]], Any], prompt: dict[str, Any]) -> Any:
