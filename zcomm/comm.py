@@ -385,6 +385,12 @@ class zComm(MultiService):
         """
         return sum(bifrost.close_clients(lambda client: client.identity.name == user) for bifrost in self.websockets)
 
+    def judge_live(self) -> None:
+        """Judge live queries by the rights of now: who has no right any more to rows that it hears of hears no more of
+        them. At a SIGHUP it is done by itself; each step judges those whom it tells something anyway."""
+        if isinstance(self.zcli, Host):
+            self.zcli.judge_live()
+
     # -- topics
 
     def topic(

@@ -347,6 +347,7 @@ class Server(zComm):
                 self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
             else:
                 self._log.info("{what} were read anew", what=what)
+        self.judge_live()
         self._log.info("{line}", line=self._in_force())
 
     def _in_force(self) -> str:

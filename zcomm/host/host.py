@@ -185,6 +185,11 @@ class Host(Service):
             return self.when_data().addCallback(lambda _: self._live_respond(request, client))
         return self._live_respond(request, client)
 
+    def judge_live(self) -> None:
+        """Judge all live queries by the rights of now."""
+        if self.live is not None:
+            self.live.judge()
+
     def _live_respond(self, request: Request, client: Client) -> Any:
         if self.live is None:
             raise Unavailable("The server is shutting down")

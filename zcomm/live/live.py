@@ -96,17 +96,21 @@ class LiveQueries:
     def _in_order(self, subscriber: Subscriber, name: str, run: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         """Run a command on a query behind those on it that came before and are not done."""
         before = subscriber.lanes.get(name)
-        done: Deferred[None] = Deferred()
-        subscriber.lanes[name] = done
+        over: Deferred[None] = Deferred()
+        subscriber.lanes[name] = over
         running = maybeDeferred(run) if before is None else _after(before, run)
+        outcome: Deferred[Any] = Deferred(lambda _: running.cancel())
 
-        def over(result: Any) -> Any:
-            if subscriber.lanes.get(name) is done:
+        def done(result: Any) -> None:
+            if subscriber.lanes.get(name) is over:
                 del subscriber.lanes[name]
-            done.callback(None)
-            return result
+            # Its reply is written before the next one begins.
+            if not outcome.called:
+                outcome.callback(result)
+            over.callback(None)
 
-        return running.addBoth(over)
+        running.addBoth(done)
+        return outcome
 
     @inlineCallbacks
     def _live(self, asked: Live, subscriber: Subscriber) -> Generator[Any, Any, Any]:

@@ -1,0 +1,396 @@
+"""Live queries at a real server: rights at every step, commands that cross each other, bounds, slow clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.rawclient import Frame, Opcode, RawClient
+from support.served import Served
+from support.waiting import wait_until
+
+from zcomm.auth.policy import Policy
+from zcomm.data.execution import Execution
+
+SCHEMA = """
+Notes:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  owner: {type: str, required: true}
+  text: {type: str}
+  secret: {type: str}
+  rank: {type: int, default: 0}
+Parts:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  note_id: {type: int, fk: Notes.id, on_delete: cascade}
+"""
+POLICY = """
+admin: {models: "*"}
+member:
+  models:
+    Notes: {actions: "*", rows: {owner: $name}, fields: {hide: [secret]}}
+    Parts: [read]
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """A server with notes of several owners."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    server = await Served(tmp_path, policy=POLICY, config={"schemas": (tmp_path / "schema.yaml",)}).start()
+    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    yield server
+    await server.stop()
+
+
+async def ask(client: RawClient, key: str, horizontal: Any) -> Any:
+    """The reply to a command; it fails with the error's message."""
+    reply = await client.call(key, horizontal)
+    assert "result" in reply, reply
+    return reply["result"]
+
+
+def events(client: RawClient) -> list[dict[str, Any]]:
+    """The live events that came so far."""
+    texts = [item.payload for item in client.received if isinstance(item, Frame) and item.opcode == Opcode.TEXT]
+    return [message for message in map(json.loads, texts) if message.get("event") == "live"]
+
+
+class Rows:
+    """The rows of a query as a client has them, by the rule of docs/protocol.rst."""
+
+    def __init__(self, client: RawClient, name: str, key: str = "id"):
+        self.client, self.name, self.key = client, name, key
+        self.rows: list[dict[str, Any]] = []
+        self.digest = self.error = ""
+        self.seen = 0
+
+    async def ask(self, model: str, **asked: Any) -> Rows:
+        """Begin."""
+        self.seen = len(events(self.client))
+        result = await ask(self.client, "zLive", {"query": self.name, "model": model, **asked})
+        self.rows, self.digest = result["rows"], result["digest"]
+        # What came before the reply is part of it.
+        self.seen = sum(event["step"] <= result["step"] for event in events(self.client))
+        return self
+
+    def now(self) -> list[dict[str, Any]]:
+        """The rows after all events that have come."""
+        for event in events(self.client)[self.seen :]:
+            made = event["queries"].get(self.name)
+            if made is None:
+                continue
+            if "error" in made:
+                self.error = made["code"]
+                continue
+            if "reset" in made:
+                self.rows = made["reset"]
+            gone = {json.dumps(key) for key in made.get("gone", ())}
+            gone |= {json.dumps(row[self.key]) for _, row in made.get("set", ())}
+            self.rows = [row for row in self.rows if json.dumps(row[self.key]) not in gone]
+            for place, row in made.get("set", ()):
+                self.rows.insert(place, row)
+            self.digest = made["digest"]
+        self.seen = len(events(self.client))
+        return self.rows
+
+    async def until(self, check: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """The rows once they are as they should be."""
+        await wait_until(lambda: check(self.now()), f"the rows of {self.name}, which are {self.rows!r}")
+        return self.rows
+
+
+def texts(rows: list[dict[str, Any]]) -> list[Any]:
+    """The texts of notes."""
+    return [row["text"] for row in rows]
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_hears_of_the_rows_in_its_reach_and_of_no_hidden_field(served: Served):
+    """Who has a right to its own rows has those, also as they come and go by another's hand; a hidden field is in no
+    row, and can neither be asked by nor ordered by."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    mine = await Rows(ann, "q").ask("Notes", order_by="text")
+    for owner, text in (("ann", "b"), ("bob", "x"), ("ann", "a")):
+        await ask(admin, "create_Notes", {"values": {"owner": owner, "text": text, "secret": "s"}})
+    assert texts(await mine.until(lambda rows: len(rows) == 2)) == ["a", "b"]
+    assert all("secret" not in row for row in mine.rows)
+    await ask(admin, "update_Notes", {"where": {"text": "x"}, "values": {"owner": "ann"}})
+    assert texts(await mine.until(lambda rows: len(rows) == 3)) == ["a", "b", "x"]
+    await ask(admin, "update_Notes", {"where": {"text": "a"}, "values": {"owner": "bob"}})
+    assert texts(await mine.until(lambda rows: len(rows) == 2)) == ["b", "x"]
+    before = len(events(ann))
+    await ask(admin, "update_Notes", {"where": {"text": "b"}, "values": {"secret": "t"}})
+    # A step that has seen it all is over when this has come.
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "z"}})
+    await mine.until(lambda rows: len(rows) == 3)
+    told = [event["queries"]["q"] for event in events(ann)[before:]]
+    assert all(row["text"] == "z" for made in told for _, row in made.get("set", ()))
+    for asked in ({"where": {"secret": "s"}}, {"order_by": "secret"}, {"fields": ["secret"]}):
+        reply = await ann.call("zLive", {"query": "other", "model": "Notes", **asked})
+        assert reply["code"] == "unknown_field", reply
+    reply = await ann.call("zLive", {"query": "other", "model": "Users"})
+    assert reply["code"] == "permission_denied"
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rights_that_change_take_effect_in_the_running_query(served: Served):
+    """With another policy a query has other rows, or has ended, at once; who keeps its rights is told nothing."""
+    admin, ann, bob = [
+        await served.client(**({} if who is None else {"token": served.tokens[who]})) for who in (None, "ann", "bob")
+    ]
+    for owner in ("ann", "bob"):
+        await ask(admin, "create_Notes", {"values": {"owner": owner, "text": owner, "secret": "s"}})
+    of_ann = await Rows(ann, "q").ask("Notes")
+    of_bob = await Rows(bob, "q").ask("Notes", where={"text": "bob"}, fields=["text"])
+    everything = await Rows(admin, "q").ask("Notes")
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    policy.become(Policy.from_yaml('admin: {models: "*"}\nmember: {models: {Notes: [read]}}', "test"))
+    served.comm.judge_live()
+    await of_ann.until(lambda rows: len(rows) == 2)
+    assert {row["secret"] for row in of_ann.rows} == {"s"}
+    assert texts(await of_bob.until(lambda rows: len(rows) == 1)) == ["bob"]
+    policy.become(Policy.from_yaml('admin: {models: "*"}\nmember: {models: {Parts: [read]}}', "test"))
+    served.comm.judge_live()
+    await wait_until(lambda: (of_ann.now(), of_ann.error)[1] == "permission_denied", "the end of the query")
+    seen = len(events(ann))
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "new"}})
+    await everything.until(lambda rows: len(rows) == 3)
+    assert len(events(ann)) == seen
+    assert all("reset" not in event["queries"]["q"] for event in events(admin))
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_right_that_is_gone_is_not_told_by_even_where_nobody_judges(served: Served):
+    """A step asks for the rights anew: of rows that are out of reach by then nothing is told."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    mine = await Rows(ann, "q").ask("Notes")
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    policy.become(Policy.from_yaml('admin: {models: "*"}\nmember: {models: {Parts: [read]}}', "test"))
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "after"}})
+    await wait_until(lambda: (mine.now(), mine.error)[1] == "permission_denied", "the end of the query")
+    assert mine.rows == []
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_known_rows_are_not_sent_again(served: Served):
+    """With the digest of the rows that there are the reply says the same; with that of others it has the rows."""
+    admin = await served.client()
+    rows = await Rows(admin, "q").ask("Notes", fields=["text"], order_by="rank DESC")
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a", "rank": 1}})
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "b", "rank": 2}})
+    await rows.until(lambda rows: len(rows) == 2)
+    asked = {"query": "other", "model": "Notes", "fields": ["text"], "order_by": "rank DESC"}
+    again = await ask(await served.client(), "zLive", {**asked, "known": rows.digest})
+    assert again["same"] is True and "rows" not in again
+    # The two change places, and no row has another byte.
+    await ask(admin, "update_Notes", {"where": {"text": "a"}, "values": {"rank": 3}})
+    before = rows.digest
+    await rows.until(lambda rows: texts(rows) == ["a", "b"])
+    other = await ask(await served.client(), "zLive", {**asked, "known": before})
+    assert texts(other["rows"]) == ["a", "b"] and other["digest"] == rows.digest
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reply_has_what_was_written_before(served: Served):
+    """What a write has been answered for is in the reply to a query that is asked then, also where it is shared."""
+    admin, other = await served.client(), await served.client()
+    await Rows(admin, "q").ask("Notes")
+    for number in range(20):
+        await ask(other, "create_Notes", {"values": {"owner": "ann", "text": str(number)}})
+        result = await ask(other, "zLive", {"query": f"q{number}", "model": "Notes"})
+        assert len(result["rows"]) == number + 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_commands_on_one_query_take_effect_in_order(served: Served):
+    """Asked for, ended and asked for anew in one breath: the last one counts, and is told of."""
+    admin = await served.client()
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a"}})
+    for number, (key, asked) in enumerate(
+        (
+            ("zLive", {"query": "q", "model": "Notes"}),
+            ("zUnsubscribe", {"query": "q"}),
+            ("zLive", {"query": "q", "model": "Notes", "where": {"text": "b"}}),
+            ("zLive", {"query": "q", "model": "Notes", "where": {"text": "c"}}),
+        )
+    ):
+        admin.send_json({"zKey": key, "zHorizontal": asked, "_requestId": 1000 + number})
+    replies: list[int] = []
+    while len(replies) < 4:
+        message = await admin.next_json()
+        if "_requestId" in message:
+            replies.append(message["_requestId"])
+            assert "result" in message
+    assert replies == [1000, 1001, 1002, 1003]
+    seen = len(events(admin))
+    for text in ("b", "c"):
+        await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": text}})
+    await wait_until(lambda: len(events(admin)) > seen, "an event")
+    assert [row["text"] for event in events(admin)[seen:] for _, row in event["queries"]["q"]["set"]] == ["c"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_asked_is_refused_by_name(served: Served):
+    """Each wrong field is named; nothing is left of what was refused."""
+    admin = await served.client()
+    for asked, code, field in (
+        ({"model": "Notes"}, "invalid", "query"),
+        ({"query": "", "model": "Notes"}, "invalid", "query"),
+        ({"query": "x" * 65, "model": "Notes"}, "invalid", "query"),
+        ({"query": "é", "model": "Notes"}, "invalid", "query"),
+        ({"query": 1, "model": "Notes"}, "invalid", "query"),
+        ({"query": "q"}, "invalid", "model"),
+        ({"query": "q", "model": "Notes", "limit": 0}, "invalid", "limit"),
+        ({"query": "q", "model": "Notes", "limit": 1001}, "invalid", "limit"),
+        ({"query": "q", "model": "Notes", "limit": True}, "invalid", "limit"),
+        ({"query": "q", "model": "Notes", "offset": 1}, "invalid", "offset"),
+        ({"query": "q", "model": "Notes", "known": "zz"}, "invalid", "known"),
+        ({"query": "q", "model": "Notes", "action": "read"}, "invalid", "action"),
+        ({"query": "q", "model": "Notes", "where": {"nope": 1}}, "unknown_field", None),
+        ({"query": "q", "model": "Nots"}, "unknown_model", None),
+        ({"query": "q", "model": ["Notes"]}, "permission_denied", None),
+    ):
+        reply = await admin.call("zLive", asked)
+        assert reply.get("code") == code, (asked, reply)
+        assert field is None or field in reply["fields"], reply
+    for asked in ({"query": "q", "topic": "room:1"}, {"query": "q", "x": 1}, {"query": ""}):
+        assert (await admin.call("zUnsubscribe", asked))["code"] == "invalid"
+    for horizontal in (None, "q", [], 1):
+        assert (await admin.call("zLive", horizontal))["code"] == "invalid"
+    assert await ask(admin, "zUnsubscribe", {"query": "never"}) == {"query": "never"}
+    assert served.comm.zcli.live.feed.queries == 0
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_without_a_limit_may_have_a_thousand_rows(served: Served):
+    """One more is refused; a query that comes to find one more ends and says why, and one with a limit goes on."""
+    admin = await served.client()
+    data = served.comm.zcli.data
+    for number in range(1000):
+        await data.create("test", "Notes", {"owner": "ann", "text": f"{number:04}"})
+    everything = await Rows(admin, "all").ask("Notes", fields=["text"])
+    first = await Rows(admin, "first").ask("Notes", fields=["text"], order_by="text DESC", limit=2)
+    assert len(everything.rows) == 1000
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "9999"}})
+    await wait_until(lambda: (everything.now(), everything.error)[1] == "invalid", "the end of the query")
+    assert texts(await first.until(lambda rows: rows[0]["text"] == "9999")) == ["9999", "0999"]
+    assert (await admin.call("zLive", {"query": "all", "model": "Notes"}))["code"] == "invalid"
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_leaves_leaves_nothing_behind(served: Served):
+    """Queries end with their connection, with zUnsubscribe, and with one that replaces them."""
+    clients = [await served.client() for _ in range(3)]
+    feed = served.comm.zcli.live.feed
+    for client in clients:
+        await Rows(client, "q").ask("Notes")
+        await Rows(client, "r").ask("Notes", where={"text": "x"})
+    assert feed.queries == 2
+    await Rows(clients[0], "q").ask("Notes", where={"text": "y"})
+    assert feed.queries == 3
+    await ask(clients[0], "zUnsubscribe", {"query": "q"})
+    await wait_until(lambda: feed.queries == 2, "one query less")
+    for client in clients:
+        client.abort()
+    await wait_until(lambda: feed.queries == 0 and feed.size == 0, "no query")
+    assert not served.comm.zcli.live._subscribers
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_takes_nothing_is_told_all_when_it_does(tmp_path: Path):
+    """Steps do not queue up for it: it gets all rows once, when it has taken what waited, and goes on from there."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",)}, broadcast="none").start()
+    try:
+        admin, slow = await served.client(), await served.client()
+        rows = await Rows(slow, "q").ask("Notes", fields=["text"], limit=40)
+        slow.stop_reading()
+        text = "x" * 20_000
+        for number in range(40):
+            await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": f"{number:02}{text}"}})
+        for number in range(400):
+            change = {"where": {"id": 1 + number % 40}, "values": {"text": f"{number:03}{text}"}}
+            await ask(admin, "update_Notes", change)
+        (client,) = [each for each in served.bifrost.registry if each.live is not None and each.live.queries]
+        assert client.transport is not None and client.transport.queued < 2 * 1024 * 1024
+        slow.read_again()
+        expected = [f"{number:03}{text}" for number in range(360, 400)]
+        await rows.until(lambda rows: texts(rows) == expected)
+        assert any("reset" in event["queries"]["q"] for event in events(slow))
+        await ask(admin, "update_Notes", {"where": {"id": 1}, "values": {"text": "last"}})
+        await rows.until(lambda rows: rows[0]["text"] == "last")
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_bounds_are_kept_and_named(tmp_path: Path):
+    """More queries than a client may have, and more rows than there is memory for, are refused and cost nobody else
+    theirs."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    limits = {"live_per_client": 3, "live_memory": 1024 * 1024}
+    server = await Served(tmp_path, limits, config={"schemas": (tmp_path / "schema.yaml",)}).start()
+    try:
+        greedy = await server.client()
+        token = server.store.add("bob", "member").token
+        other = await server.client(token=token)
+        for _ in range(30):
+            await server.comm.zcli.data.create("test", "Notes", {"owner": "ann", "text": "x" * 10_000})
+        for number in range(3):
+            reply = await greedy.call(
+                "zLive", {"query": f"q{number}", "model": "Notes", "where": {"rank__gt": -number - 1}}
+            )
+            if "error" in reply:
+                assert reply["code"] == "too_busy" and "Your live queries" in reply["error"]
+        assert (await greedy.call("zLive", {"query": "more", "model": "Notes"}))["code"] == "too_busy"
+        assert len((await ask(other, "zLive", {"query": "q", "model": "Notes", "limit": 1}))["rows"]) == 1
+        await server.stands()
+    finally:
+        await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_write_that_goes_along_is_told_of(served: Served):
+    """Rows that a cascade takes are gone for whoever looks at them."""
+    admin = await served.client()
+    note = await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a"}})
+    await ask(admin, "create_Parts", {"values": {"note_id": note["id"]}})
+    parts = await Rows(admin, "parts").ask("Parts")
+    assert len(parts.rows) == 1
+    await ask(admin, "delete_Notes", {"where": {"id": note["id"]}})
+    await parts.until(lambda rows: rows == [])
+    await served.stands()
+
+
+@pytest.mark.parametrize("action", ["create", "update"])
+@pytest_twisted.ensureDeferred
+async def test_programs_of_ones_own_are_followed(served: Served, action: str):
+    """What a function writes with the store's own methods is told as what clients write is."""
+    admin = await served.client()
+    data = served.comm.zcli.data
+    rows = await Rows(admin, "q").ask("Notes")
+    await data.create("test", "Notes", {"owner": "ann", "text": "a"})
+    await rows.until(lambda rows: texts(rows) == ["a"])
+    if action == "update":
+        await data.update("test", "Notes", {"text": "a"}, {"text": "b"})
+        await rows.until(lambda rows: texts(rows) == ["b"])
+    assert isinstance(data.execution, Execution)
+    await served.stands()
