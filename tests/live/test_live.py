@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_twisted
+from support.postgres import Cluster
 from support.rawclient import Frame, Opcode, RawClient
 from support.served import Served
 from support.waiting import wait_until
@@ -38,11 +41,24 @@ member:
 """
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/test.sqlite3"
+        return
+    cluster: Cluster = request.getfixturevalue("postgresql")
+    name = cluster.new_database()
+    yield cluster.url(name)
+    cluster.drop_database(name)
+
+
 @pytest_twisted.async_yield_fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
     """A server with notes of several owners."""
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    server = await Served(tmp_path, policy=POLICY, config={"schemas": (tmp_path / "schema.yaml",)}).start()
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
+    server = await Served(tmp_path, policy=POLICY, config=config).start()
     server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
     yield server
     await server.stop()
@@ -376,6 +392,46 @@ async def test_a_write_that_goes_along_is_told_of(served: Served):
     parts = await Rows(admin, "parts").ask("Parts")
     assert len(parts.rows) == 1
     await ask(admin, "delete_Notes", {"where": {"id": note["id"]}})
+    await parts.until(lambda rows: rows == [])
+    await served.stands()
+
+
+def write(url: str, *statements: str) -> None:
+    """Let another program write, each statement in a transaction of its own."""
+    if url.startswith("sqlite"):
+        with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            for statement in statements:
+                connection.execute(statement.replace("TRUNCATE", "DELETE FROM").replace(" CASCADE", ""))
+        connection.close()
+        return
+    with psycopg.connect(url, autocommit=True) as session:
+        for statement in statements:
+            session.execute(statement)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_program_writes_is_told(served: Served, url: str):
+    """Rows that it adds, changes, renames and takes away, one by one and all at once, and those that go along."""
+    admin = await served.client()
+    rows = await Rows(admin, "q").ask("Notes", order_by="rank DESC", limit=3)
+    parts = await Rows(admin, "parts").ask("Parts")
+    result = await ask(admin, "zLive", {"query": "q2", "model": "Notes", "limit": 1})
+    if result["sees"] == "own":
+        pytest.skip("SQLite has no log of changes yet")
+    values = ", ".join(f"({number}, 'ann', 't{number}', {number})" for number in range(1, 7))
+    write(url, f'INSERT INTO "Notes" (id, owner, text, rank) VALUES {values}')
+    assert texts(await rows.until(lambda rows: len(rows) == 3)) == ["t6", "t5", "t4"]
+    write(url, """UPDATE "Notes" SET rank = 100 WHERE id < 3""")
+    assert texts(await rows.until(lambda rows: rows[0]["id"] == 1)) == ["t1", "t2", "t6"]
+    write(url, 'UPDATE "Notes" SET id = 77 WHERE id = 6', 'INSERT INTO "Parts" (id, note_id) VALUES (1, 5), (2, 4)')
+    assert [row["id"] for row in await rows.until(lambda rows: rows[2]["id"] == 77)] == [1, 2, 77]
+    await parts.until(lambda rows: len(rows) == 2)
+    write(url, 'DELETE FROM "Notes" WHERE id IN (2, 5)')
+    assert texts(await rows.until(lambda rows: rows[1]["id"] == 77)) == ["t1", "t6", "t4"]
+    await parts.until(lambda rows: [row["id"] for row in rows] == [2])
+    write(url, 'TRUNCATE "Notes" CASCADE')
+    await rows.until(lambda rows: rows == [])
     await parts.until(lambda rows: rows == [])
     await served.stands()
 

@@ -135,13 +135,23 @@ class Feed:
         self._workers.start()
         self._store.execution.on_change = self._changed_in_thread
         models = list(self._store.schema.models.values())
-        return self._thread(self._changes.prepare, models).addCallbacks(self._prepared, self._not_prepared)
+        self.blind = {model.name: "its schema does not say live: true" for model in models if not model.live}
+        live = [model for model in models if model.live]
+        return self._thread(self._changes.prepare, live).addCallbacks(self._prepared, self._not_prepared, (live,))
 
-    def _prepared(self, blind: Mapping[str, str]) -> None:
-        self.blind.update(blind)
+    def _prepared(self, reasons: Mapping[str, str], live: Sequence[Model]) -> None:
+        self.blind |= {name: reason for name, reason in reasons.items() if reason}
+        for model in live:
+            if model.name in self.blind:
+                self._log.warn(
+                    "live queries of {model} see changes by this server alone: {reason}",
+                    model=model.name,
+                    reason=self.blind[model.name],
+                )
 
     def _not_prepared(self, failure: Any) -> None:
-        self.blind.update(dict.fromkeys(self._store.schema.models, "the database did not answer"))
+        self._log.failure("it is not known which tables can be watched", failure)
+        self.blind |= dict.fromkeys(self._store.schema.models, "the database did not answer")
 
     def stop(self) -> Deferred[None]:
         """Let go of the database. Fires when nothing runs any more."""
