@@ -38,7 +38,7 @@ from zcomm.data.drivers.driver import (
     size_of,
     sliced,
 )
-from zcomm.data.drivers.sqlite_catalog import find_relations
+from zcomm.data.drivers.sqlite_catalog import LIVE_TABLES, find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_texts import PIECE, Folding, decoded, folded
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
@@ -104,6 +104,8 @@ _WRITES = ("INSERT", "UPDATE", "DELETE")
 _WORK = ("SELECT", *_WRITES)
 #: What ends a transaction.
 _ENDS = ("COMMIT", "ROLLBACK")
+#: What SQLite compiles of a comparison.
+_COMPARISONS = ("Gt", "Ge", "Lt", "Le")
 _NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 #: What is said of a statement that held when the server started.
 _GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknown function")
@@ -228,6 +230,7 @@ class _Connection:
     :param connect: opens the file anew.
     :param writes: whether it is to be one that can write.
     :ivar turn: whose turn it has at writing, while it has.
+    :ivar renewals: how often the file was opened anew: what was known of it before need not hold.
     """
 
     #: What runs does so in the thread that waits for it.
@@ -253,6 +256,9 @@ class _Connection:
         self._until = float("inf")
         self._closed = False
         self.turn: Turns | None = None
+        self.renewals = 0
+        #: Whether the transaction writes nothing.
+        self._only_reads = False
         #: Whether a statement was cut short for others; whether a transaction is being ended, which nothing cuts short.
         self._gave_way = self._ending = False
         #: Whether the statement that runs has called our functions or has many rows, and has the place of those that
@@ -406,6 +412,7 @@ class _Connection:
             self.close()
             fresh = self._connect()
             self._raw, self._sight, self._closed = fresh._raw, fresh._sight, False
+            self.renewals += 1
             self._install()
             if file.compared is not None:
                 # Another file's tables may have the same number.
@@ -596,7 +603,14 @@ class _Connection:
             self.run("BEGIN IMMEDIATE", (), False)
 
     def begin_snapshot(self) -> None:
-        self.run("BEGIN", (), False)
+        self._only_reads = True
+        try:
+            self.run("BEGIN", (), False)
+            # What it reads is that of its first read.
+            self.run("PRAGMA schema_version", (), True)
+        except BaseException:
+            self.rollback()
+            raise
 
     def _waiting(self) -> AbstractContextManager[None]:
         """Lasts while it waits for the file's lock, which only other programs hold while it has its turn."""
@@ -606,10 +620,12 @@ class _Connection:
         self.run("COMMIT", (), False)
 
     def rollback(self) -> None:
+        only_read, self._only_reads = self._only_reads, False
         try:
             if self._raw.in_transaction:
-                self._raw.execute("ROLLBACK")
-                self._remember()
+                self._raw.execute("ROLLBACK").close()
+                if not only_read:
+                    self._remember()
         except sqlite3.Error:
             self.close()
 
@@ -911,6 +927,7 @@ class SQLiteDatabase:
             indexes[name] = indexes.get(name, False) or bool(leads)
         strict = sqlite3.sqlite_version_info >= (3, 37, 0) and connection.exec_driver_sql(_STRICT_TABLE, (table.name,))
         texts = {name for name, row in found.items() if row[2].upper() == "TEXT"} if strict and strict.scalar() else ()
+        binary = set() if view else {name for name in found if self._is_binary(connection, table, name)}
         latest = () if view else self._latest(connection, table, found)
         fields = {}
         for field in model.fields.values():
@@ -926,7 +943,13 @@ class SQLiteDatabase:
             formless = learns and not values
             if formless and row[4]:
                 values = newest = self._default(connection, row[4])
-            seen = Seen(values=values, newest=newest, indexed=row[1] in indexes, texts=row[1] in texts)
+            seen = Seen(
+                values=values,
+                newest=newest,
+                indexed=row[1] in indexes,
+                texts=row[1] in texts,
+                binary=row[1] in binary,
+            )
             column = column_of(field, declared, not (row[3] or field.column_name == number), seen)
             fields[field.name] = replace(field, column=replace(column, formless=formless))
         return replace(model, fields=fields)
@@ -996,6 +1019,9 @@ class SQLiteDatabase:
                 if _fault(error.orig).kind not in ("unknown", "refused"):
                     raise
                 missing = str(error.orig).removeprefix("no such table: main.")
+                if missing in LIVE_TABLES:
+                    # Somebody took them away, and left the triggers; who watches the table puts them back.
+                    continue
                 if missing in {name.strip("[]`\"'") for name in connection.exec_driver_sql(_NAMES).scalars()}:
                     # SQLite takes the quotes in the name of a table that points to this one for quotes around it.
                     continue
@@ -1004,6 +1030,18 @@ class SQLiteDatabase:
                     f"model {model.name}: SQLite cannot use {quoted(model.table)} here ({error.orig}); what only "
                     "another program defines cannot be served: leave the model out, or make a table without it",
                 ) from None
+
+    def _is_binary(self, connection: sa.Connection, table: sa.Table, name: str) -> bool:
+        """Whether SQLite says that it compares a column byte by byte. It tells of a collation by what it compiles."""
+        compared = sa.column(name) > sa.literal_column("''")
+        # No index is looked at: that would not tell.
+        query: Any = sa.select(sa.literal_column("1")).select_from(table)
+        sql = f"{query.compile(dialect=self.dialect)} WHERE +{compared.compile(dialect=self.dialect)}"
+        with suppress(sa.exc.OperationalError):
+            steps = connection.exec_driver_sql(f"EXPLAIN {sql}").fetchall()
+            by = [str(step[5]).strip("()").partition("-")[0] for step in steps if step[1] in _COMPARISONS]
+            return bool(by) and set(by) == {"BINARY"}
+        return False
 
     def _is_untyped(self, connection: sa.Connection, table: sa.Table, name: str) -> bool:
         """Whether a column that is declared ANY keeps values as they are, as of a STRICT table, also behind a view.

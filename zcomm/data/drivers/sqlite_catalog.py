@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from zcomm.data.drivers.sqlite_columns import affinity
 from zcomm.errors import ConfigError
 from zcomm.text import quoted
 
-__all__ = ["find_relations"]
+__all__ = ["LIVE_TABLES", "find_relations", "is_live_trigger", "live_trigger"]
 
 _TABLES = "SELECT name, type, coalesce(sql, '') FROM sqlite_master WHERE type IN ('table', 'view')"
 #: Asked of the tables that matter alone: a broken view or a virtual table without its module would fail it.
@@ -32,10 +33,31 @@ _REFERENCES = (
 _ON_CONFLICT = re.compile(r"\bON\s+CONFLICT\b", re.IGNORECASE)
 _UNREAD = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]", re.DOTALL)
 _STRICT = re.compile(r"\)[^)]*\bSTRICT\b[^)]*\Z", re.IGNORECASE)
-_TRIGGERS = "SELECT DISTINCT tbl_name FROM sqlite_master WHERE type = 'trigger'"
+# Bytes: a schema may have text in it that is not UTF-8.
+_TRIGGERS = "SELECT tbl_name, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master WHERE type = 'trigger'"
+#: The beginning of the names of the triggers that log changes for live queries, and the tables that these write to.
+_LIVE = "zcomm_live_"
+LIVE_TABLES = ("zcomm_changes", "zcomm_live")
 #: What of ``hidden`` says that a column is generated, virtual or stored.
 _GENERATED = (2, 3)
 _NOTHING: frozenset[str] = frozenset()
+
+
+def live_trigger(rest: str) -> tuple[str, str]:
+    """The name and the statement of a trigger that logs changes for live queries, and does nothing else.
+
+    :param rest: of the statement, from its event on.
+    """
+    name = f"{_LIVE}{sha256(rest.encode('utf-8', 'replace')).hexdigest()[:20]}"
+    return name, f"CREATE TRIGGER {name} {rest}"
+
+
+def is_live_trigger(name: bytes, sql: bytes) -> bool:
+    """Whether a trigger is as :func:`live_trigger` made it, to the letter: it changes no row of its table."""
+    head = f"CREATE TRIGGER {name.decode('utf-8', 'replace')} ".encode()
+    if not name.startswith(_LIVE.encode()) or not sql.startswith(head):
+        return False
+    return live_trigger(sql[len(head) :].decode("utf-8", "replace"))[0].encode() == name
 
 
 def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str) -> dict[str, Relation]:
@@ -85,7 +107,8 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             UniqueKey(frozenset({to})) for _, parent, parts in keys if parent == name for _, _, to, _ in parts
         ]
     references = _references(keys, uniques, columns, url)
-    triggered = {table.lower() for (table,) in connection.exec_driver_sql(_TRIGGERS)}
+    triggers = connection.exec_driver_sql(_TRIGGERS)
+    triggered = {table.lower() for table, name, sql in triggers if not is_live_trigger(name, sql)}
     found = {}
     for name in wanted:
         view = tables[name] == "view"

@@ -1002,12 +1002,14 @@ class Seen:
     :ivar newest: the newest of them, the last one first.
     :ivar indexed: whether it is in an index.
     :ivar texts: whether its table keeps nothing else in it, because it is STRICT.
+    :ivar binary: whether its values are compared byte by byte.
     """
 
     values: Sequence[Any] = ()
     newest: Sequence[Any] = ()
     indexed: bool = False
     texts: bool = False
+    binary: bool = False
 
 
 #: From a moment to each form of text in which one is written: how day and clock are set apart, the digits of a second,
@@ -1295,7 +1297,9 @@ def _seen_column(field: Field, declared: str, nullable: bool, seen: Seen) -> Col
     if kind == "decimal" and affinity(declared) == "TEXT":
         made = _decimal_column(made, seen)
     if kind == "str":
-        return _text_column(made, affinity(declared), seen)
+        # Numbers become texts there. Bytes that somebody may put there come after all texts.
+        by_code_point = seen.binary and affinity(declared) == "TEXT"
+        return replace(_text_column(made, affinity(declared), seen), by_code_point=by_code_point)
     if kind == "bytes":
         return replace(made, key=_as_bytes, keyed=_as_bytes)
     numbers = "zcomm_number" if kind == "decimal" else ""

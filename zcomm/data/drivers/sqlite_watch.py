@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.sqlite_catalog import is_live_trigger
 from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
 __all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight", "identity_of", "reason_of"]
@@ -38,7 +39,8 @@ class Compared(NamedTuple):
 
     :ivar number: SQLite's own for all its tables, which each change of one changes; :data:`UNKNOWN` to look again.
     :ivar names: of the tables, in small letters.
-    :ivar statements: by which these, their indexes and triggers were made; and all others, where one is a view.
+    :ivar statements: by which these, their indexes and triggers were made; and all others, where one is a view. Without
+        the triggers that log changes for live queries.
     """
 
     number: int
@@ -49,7 +51,11 @@ class Compared(NamedTuple):
     def of(cls, raw: sqlite3.Connection, names: frozenset[str]) -> Compared:
         """The tables as they are now, in a transaction of ``raw``."""
         number = raw.execute("PRAGMA schema_version").fetchone()[0]
-        found = [(row, row[1].decode("utf-8", "replace").lower()) for row in raw.execute(_STATEMENTS)]
+        found = [
+            (row, row[1].decode("utf-8", "replace").lower())
+            for row in raw.execute(_STATEMENTS)
+            if row[0] != "trigger" or not is_live_trigger(*row[2:])
+        ]
         if not any(row[0] == "view" and table in names for row, table in found):
             found = [(row, table) for row, table in found if table in names]
         return cls(number, names, frozenset(row for row, _ in found))
