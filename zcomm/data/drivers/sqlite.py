@@ -617,7 +617,10 @@ class _Connection:
         return nullcontext() if self.turn is None else self.turn.aside()
 
     def commit(self) -> None:
-        self.run("COMMIT", (), False)
+        if self._only_reads:
+            self.rollback()
+        else:
+            self.run("COMMIT", (), False)
 
     def rollback(self) -> None:
         only_read, self._only_reads = self._only_reads, False

@@ -1,0 +1,1 @@
+"""The changes of a SQLite database, which triggers log."""
