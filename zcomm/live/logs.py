@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
+from typing import cast
 
-from zcomm.data.drivers.postgresql import PostgreSQLDatabase
-from zcomm.data.models import Model
+from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.store import Store
-from zcomm.live.log import ChangeLog, KeyForm
-from zcomm.live.own_log import OwnLog
-from zcomm.live.postgresql_log import PostgreSQLLog
+from zcomm.live.log import ChangeLog
+from zcomm.live.sqlite.log import SQLiteLog
 
 __all__ = ["open_log"]
 
@@ -18,14 +15,11 @@ __all__ = ["open_log"]
 def open_log(store: Store) -> ChangeLog:
     """The log of the database of ``store``."""
     execution = store.execution
-    if isinstance(execution.database, PostgreSQLDatabase):
-        return PostgreSQLLog(execution.database, lambda: store.schema)
+    database = execution.database
+    if isinstance(database, SQLiteDatabase):
+        return SQLiteLog(database, lambda: store.schema, execution.pool.connection, execution.look_again)
+    # Only where it is asked for: psycopg is not installed everywhere.
+    from zcomm.data.drivers.postgresql import PostgreSQLDatabase
+    from zcomm.live.postgresql_log import PostgreSQLLog
 
-    def key_form(model: Model) -> KeyForm | str:
-        if len(model.key) != 1:
-            return "its key has several fields"
-        quoted = model.fields[model.key[0]].column_name.replace('"', '""')
-        condition = f'"{quoted}" IN (SELECT value FROM json_each(?))'  # noqa: S608 (a quoted name)
-        return KeyForm((f'"{quoted}"',), condition, json.dumps)
-
-    return OwnLog(partial(execution.pool.connection, spare=True), key_form)
+    return PostgreSQLLog(cast(PostgreSQLDatabase, database), lambda: store.schema)

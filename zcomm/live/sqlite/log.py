@@ -97,6 +97,7 @@ class SQLiteLog:
     :param schema_of: brings the models as the store knows them now.
     :param connection: for a database in memory, which has one connection for all, as
         :meth:`zcomm.data.drivers.pool.Pool.connection` brings it. Elsewhere it has two of its own.
+    :param compare: compares tables with the models, after others changed some.
     :param now: seconds since 1970.
     """
 
@@ -107,10 +108,12 @@ class SQLiteLog:
         database: SQLiteDatabase,
         schema_of: Callable[[], Schema],
         connection: Callable[..., AbstractContextManager[Connection]] | None = None,
+        compare: Callable[[], object] = lambda: None,
         now: Callable[[], float] = time.time,
     ):
         self._database = database
         self._schema_of = schema_of
+        self._compare = compare
         self._shared = connection if database.line is not None else None
         if database.line is not None and connection is None:
             raise ValueError("a database in memory has one connection, which has to be given")
@@ -145,8 +148,10 @@ class SQLiteLog:
         #: What a step is about to have read, and whether it failed.
         self._step: tuple[int, int, int, set[str]] | None = None
         self._failed = False
-        self._takes_long = False
+        self._takes_long = self._has_migrated = False
         self._held: ExitStack | None = None
+        #: Whether the log was to be looked after while a step was under way.
+        self._is_late = False
 
     # Watching.
 
@@ -175,7 +180,7 @@ class SQLiteLog:
 
     def watch(self) -> None:
         self._wants = True
-        if self._holds and self._is_steady():
+        if not self._labels or (self._holds and self._is_steady()):
             return
         self._holds = False
         with self._writing() as connection:
@@ -187,7 +192,7 @@ class SQLiteLog:
 
     def _take_lease(self, connection: Connection) -> None:
         """Take a lease anew: all before is unknown."""
-        self._known = False
+        self._forget()
         now = int(self._now())
         connection.run(_TAKE_OVER, (now, self._life), False)
         connection.run(_ANCHOR, (), False)
@@ -197,18 +202,21 @@ class SQLiteLog:
         connection.run(_LEASE, lease, False)
 
     def tend(self) -> Mapping[str, str]:
+        # A step keeps writers from committing where there is no write-ahead log, and has the only connection in memory.
+        self._is_late = self._held is not None
+        if self._is_late:
+            return {}
         before = dict(self._reasons)
-        if self._wants and not (self._holds and self._is_steady()):
-            self._holds = False
-            self.watch()
-        now = time.monotonic()
-        if self._broken or now - self._looked > LOOK:
+        if self._models and (self._broken or time.monotonic() - self._looked > LOOK):
             self._look_after(False)
-        if self._holds and (now - self._renewed > RENEWAL or self._cleaned < self._at):
-            self._renew()
-        names = before.keys() | self._reasons.keys()
+        if self._wants and self._labels:
+            self.watch()
+            if time.monotonic() - self._renewed > RENEWAL or self._cleaned < self._at:
+                self._renew()
         return {
-            name: self._reasons.get(name, "") for name in names if self._reasons.get(name, "") != before.get(name, "")
+            name: self._reasons.get(name, "")
+            for name in self._models
+            if self._reasons.get(name, "") != before.get(name, "")
         }
 
     def _renew(self) -> None:
@@ -247,14 +255,18 @@ class SQLiteLog:
         return True
 
     def rest(self) -> None:
-        self._wants = self._holds = self._known = False
+        self.end()
+        had, self._wants, self._holds = self._holds, False, False
+        self._forget()
+        if not had:
+            return
         try:
             with self._writing() as connection:
                 connection.run(_TAKE_OVER, (int(self._now()), self._life), False)
                 if not _ask(connection)(_ANY_LEASE, ()):
                     connection.run(_EMPTY, (), False)
         except Fault as fault:
-            # Without a lease that is renewed nothing is logged soon.
+            # Nothing is logged any more once the lease has expired.
             self._log.debug("The log of changes was not emptied: {fault}", fault=fault)
 
     def close(self) -> None:
@@ -263,16 +275,24 @@ class SQLiteLog:
             if connection is not None:
                 connection.close()
         self._reader = self._writer = None
-        self._holds = self._known = False
+        self._holds = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing of what changed until now, also not at the end of the step that is under way."""
+        self._known, self._step = False, None
 
     # Steps.
 
     def begin(self, models: Collection[str]) -> Changes:
         self.end()
-        if not (self._holds and self._is_steady()):
-            self._holds = False
-            self.watch()
+        if self._has_migrated:
+            self._has_migrated = False
+            self._compare()
+        if self._is_late:
+            self.tend()
         for _ in range(3):
+            self.watch()
             self._enter()
             try:
                 changes = self._changes()
@@ -284,7 +304,6 @@ class SQLiteLog:
                 return changes
             self.end()
             self._holds = False
-            self.watch()
         raise Fault("busy", (), "the lease on the log of changes does not hold; the clock may be set again and again")
 
     def _enter(self) -> None:
@@ -292,20 +311,26 @@ class SQLiteLog:
         self._failed = False
         self._held = ExitStack()
         if self._shared is not None:
-            self._reader = self._held.enter_context(self._shared(owner=OWNER, long=self._takes_long))
+            self._reader = self._held.enter_context(self._shared(spare=True, long=self._takes_long))
         elif self._reader is None or not self._reader.alive():
-            self._close_reader()
+            if self._reader is not None:
+                self._reader.close()
+            self._reader = None
+            self._forget()
             self._reader = self._database.connect()
-        self._reader.begin_snapshot()
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-        self._reader, self._known = None, False
+        try:
+            self._reader.begin_snapshot()
+        except BaseException:
+            self._failed = True
+            self.end()
+            raise
 
     def _changes(self) -> Changes | None:
         """The changes that the snapshot has; ``None`` where the lease does not hold in it."""
         ask = _ask(self._reader)
+        if not self._labels:
+            # Nothing is watched, and what was told of others is known to nobody here.
+            return Changes({})
         state = self._state(ask)
         if state is None:
             return None
@@ -346,7 +371,13 @@ class SQLiteLog:
     def _state(self, ask: Ask) -> tuple[int, int, int] | None:
         """The last row of the log, and SQLite's numbers of the tables and of the content; ``None`` where the lease does
         not hold."""
-        until, upto, mark, last, tables, content = ask(_STATE, (self._life,))[0]
+        try:
+            until, upto, mark, last, tables, content = ask(_STATE, (self._life,))[0]
+        except Fault as fault:
+            if fault.kind not in ("refused", "migrated"):
+                raise
+            # Somebody took the tables of the log away. Where it is the file, to make them again fails.
+            return None
         # The clock is looked at last: what was committed so far was so before.
         holds = mark == self._mark and last is not None and last < upto and self._is_steady() and until > self._now()
         return (last, tables, content) if holds else None
@@ -357,7 +388,8 @@ class SQLiteLog:
         except BaseException as error:
             # What the step was about is told again.
             self._failed = True
-            self._takes_long = isinstance(error, Fault) and error.kind == "in_the_way"
+            kind = error.kind if isinstance(error, Fault) else ""
+            self._takes_long, self._has_migrated = kind == "in_the_way", kind == "migrated"
             raise
         return rows
 
@@ -377,11 +409,13 @@ class SQLiteLog:
             self._reader = None
 
     def changed(self) -> bool:
-        if not (self._wants and self._holds and self._known and self._is_steady()):
+        if not self._labels:
+            return False
+        if self._held is not None or not (self._holds and self._known and self._is_steady()):
             return True
         try:
             if self._shared is not None:
-                with self._shared(owner=OWNER) as connection:
+                with self._shared(spare=True) as connection:
                     return self._has_changed(_ask(connection))
             if self._reader is None or self._reader.renewals != self._renewals:
                 return True
@@ -414,7 +448,7 @@ class SQLiteLog:
             with self._writing() as connection:
                 found = self._install(connection, first)
         except Fault as fault:
-            if not first:
+            if self._labels and not first:
                 raise
             found = _Installed(dict.fromkeys(self._models, _why_not_installed(fault)), {}, {}, set())
         self._learn(found)
@@ -518,7 +552,7 @@ class SQLiteLog:
         """A transaction that writes, in its turn among all writes."""
         with ExitStack() as held:
             if self._shared is not None:
-                connection = held.enter_context(self._shared(owner=OWNER, writes=True))
+                connection = held.enter_context(self._shared(spare=True, writes=True))
             else:
                 if self._writer is None or not self._writer.alive():
                     if self._writer is not None:
@@ -546,7 +580,8 @@ class SQLiteLog:
             self._offset = drift
             return True
         self._offset = drift
-        self._holds = self._known = False
+        self._holds = False
+        self._forget()
         return False
 
 
