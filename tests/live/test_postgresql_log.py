@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
+import psycopg.sql
 import pytest
 import sqlalchemy as sa
 from support.postgres import Cluster
+from support.rows import rows_of_a_test
 from support.waiting import wait_until_blocking
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql import PostgreSQLDatabase
 from zcomm.data.models import Field, Model, Schema
 from zcomm.data.values import KINDS
-from zcomm.live.log import Changes
+from zcomm.live import postgresql_lock, postgresql_log
+from zcomm.live.log import Changes, KeyForm
+from zcomm.live.postgresql_lock import clean
 from zcomm.live.postgresql_log import PostgreSQLLog
 
 
 def model(name: str = "t", key: tuple[str, ...] = ("id",), namespace: str = "public", table: str = "") -> Model:
     fields = {column: Field(name=column, kind=KINDS["int"], pk=True, required=True) for column in key}
-    return Model(name=name, fields=fields, namespace=namespace, table=table)
+    return Model(name=name, fields=fields, namespace=namespace, table=table, live=True)
 
 
 class Watched:
@@ -34,9 +43,8 @@ class Watched:
     def __init__(self, url: str, *models: Model):
         self.url = url
         self.models = models
-        self.log = PostgreSQLLog(
-            PostgreSQLDatabase(sa.make_url(url)), lambda: Schema({one.name: one for one in models})
-        )
+        self.database = PostgreSQLDatabase(sa.make_url(url))
+        self.log = PostgreSQLLog(self.database, lambda: Schema({one.name: one for one in models}))
 
     def others(self, **settings: Any) -> psycopg.Connection[Any]:
         """A connection of somebody else's."""
@@ -60,6 +68,12 @@ class Watched:
             return changes
         finally:
             self.log.end()
+
+    def clean(self) -> None:
+        """Clean the log, as whoever holds the lock does now and then."""
+        connection = self.database.connect()
+        clean(connection)
+        connection.close()
 
     def changes(self, name: str = "t") -> set[Any] | None:
         """The keys of one model that have changed since the step before, of which all is known."""
@@ -221,3 +235,588 @@ def test_a_step_that_failed_is_told_again(watched: Callable[..., Watched]):
             one.step(during=lambda: one.log.run("SELECT 1/0", ()))
         assert one.changes() == {1}
         assert one.changes() == set()
+
+
+# -- from when on, and for whom
+
+
+def test_a_writer_older_than_the_feed_is_logged(watched: Callable[..., Watched]):
+    """A transaction whose snapshot is older than the lock logs what it writes: the lock stands outside of snapshots."""
+    one = watched()
+    one.log.prepare(one.models)
+    with one.others() as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT count(*) FROM t")
+        one.go_on()
+        old.execute("INSERT INTO t VALUES (1, 0)")
+        old.commit()
+    assert one.changes() == {1}
+
+
+def test_a_writer_that_logged_nothing_is_waited_for(watched: Callable[..., Watched]):
+    """Until a transaction is over that wrote before, nothing is known; who writes meanwhile is not held up, and is
+    logged. The first step of which all is known comes after the transaction, with its rows."""
+    one = watched()
+    one.log.prepare(one.models)
+    with one.others() as old, one.others(autocommit=True) as other:
+        old.execute("INSERT INTO t VALUES (1, 0)")
+        one.log.watch()
+        # While the lock is waited for, the trigger does not get it.
+        wait_until_blocking(
+            lambda: (
+                other.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
+                == (1,)
+            ),
+            "the lock to be waited for",
+        )
+        other.execute("INSERT INTO t VALUES (2, 0)")
+        for _ in range(3):
+            assert not one.step().known
+        assert other.execute("SELECT keys FROM zcomm.changes").fetchall() == [([2],)]
+        old.commit()
+    wait_until_blocking(lambda: one.step().known, "the writer to be done")
+    one.step(during=lambda: check(one.log.run("SELECT id FROM t ORDER BY id", ()), [(1,), (2,)]))
+
+
+def check(found: object, expected: object) -> None:
+    assert found == expected
+
+
+def test_nothing_is_logged_while_nobody_watches(watched: Callable[..., Watched]):
+    """Before somebody watches and after nobody does any more, and then the log is empty; whoever watches again knows
+    nothing at first."""
+    one = watched()
+    one.log.prepare(one.models)
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        assert one.log.status().rows == 0
+        one.go_on()
+        execute("INSERT INTO t VALUES (2, 0)")
+        assert one.log.status().rows == 1
+        assert one.changes() == {2}
+        one.log.rest()
+        assert one.log.status() == replace(one.log.status(), rows=0, holder=None, feeds={})
+        execute("INSERT INTO t VALUES (3, 0)")
+        assert one.log.status().rows == 0
+        one.log.watch()
+        assert not one.step().known
+        one.go_on()
+        execute("INSERT INTO t VALUES (4, 0)")
+        assert one.changes() == {4}
+
+
+def test_two_servers_share_one_log(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch):
+    """Both are told of all; the log keeps what one of them has not read. When the one with the lock stops, the other
+    knows nothing until it has it."""
+    monkeypatch.setattr(postgresql_log, "RENEW_EVERY", 0.0)
+    one = watched().watch()
+    two = watched(again=True).watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        assert one.changes() == {1}
+        one.log.tend()
+        one.clean()
+        assert one.log.status().rows == 1
+        assert two.log.changed()
+        assert two.changes() == {1}
+        two.log.tend()
+        execute("INSERT INTO t VALUES (2, 0)")
+        assert two.changes() == one.changes() == {2}
+        one.log.tend()
+        two.log.tend()
+        one.clean()
+        assert one.log.status().rows == 0
+        assert len(one.log.status().feeds) == 2
+        one.log.rest()
+        execute("INSERT INTO t VALUES (3, 0)")
+        assert not two.step().known
+        two.go_on()
+        execute("INSERT INTO t VALUES (4, 0)")
+        assert two.changes() == {4}
+
+
+def test_a_server_that_waits_holds_no_snapshot(watched: Callable[..., Watched]):
+    """The one that does not get the lock keeps nothing from being cleaned up in the database, however long it waits."""
+    one = watched().watch()
+    two = watched(again=True).watch()
+    two.log.tend()
+    held = "SELECT pid FROM pg_stat_activity WHERE application_name = 'zcomm' AND backend_xmin IS NOT NULL"
+    with writing(one) as execute:
+        for _ in range(20):
+            assert execute(held).fetchall() == []
+
+
+def test_a_server_that_was_away_for_long_knows_nothing(watched: Callable[..., Watched]):
+    """Who cleans the log removes those that were not seen, and what was kept for them; they find that out."""
+    one = watched().watch()
+    (first,) = one.log.status().feeds
+    two = watched(again=True).watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        assert one.changes() == {1}
+        execute("UPDATE zcomm.feeds SET seen = now() - interval '2 minutes' WHERE id <> %s", (first,))
+        one.clean()
+        assert not two.step().known
+        execute("INSERT INTO t VALUES (2, 0)")
+        assert two.changes() == {2}
+
+
+def test_a_lock_that_is_lost_is_taken_again(watched: Callable[..., Watched]):
+    """When its session ends, nothing is known until it has another one."""
+    one = watched().watch()
+    with writing(one) as execute:
+        holder = one.log.status().holder
+        assert holder is not None
+        execute("SELECT pg_terminate_backend(%s, 5000)", (holder[0],))
+        assert one.log.changed()
+        assert not one.step().known
+        execute("INSERT INTO t VALUES (1, 0)")
+        one.go_on()
+        execute("INSERT INTO t VALUES (2, 0)")
+        assert one.changes() == {2}
+
+
+def test_a_life_that_somebody_removes_is_begun_anew(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch):
+    """An emptied table is no reason to know nothing for ever."""
+    monkeypatch.setattr(postgresql_lock, "REST_EVERY", 0.05)
+    one = watched().watch()
+    with writing(one) as execute:
+        execute("TRUNCATE zcomm.life, zcomm.changes, zcomm.feeds")
+        assert not one.step().known
+        one.go_on()
+        execute("INSERT INTO t VALUES (2, 0)")
+        assert one.changes() == {2}
+
+
+# -- what becomes of the database
+
+
+def test_a_crash_of_the_server_is_survived(own_cluster: Cluster):
+    """The numbers of transactions that were lost come again: after it nothing is known at first, and then all is."""
+    own_cluster.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    one = Watched(own_cluster.url(), model()).watch()
+    try:
+        with writing(one) as execute:
+            execute("SET synchronous_commit = off")
+            for number in range(3):
+                execute("INSERT INTO t VALUES (%s, 0)", (number,))
+            assert one.changes() == {0, 1, 2}
+            (pid,) = execute("SELECT pg_backend_pid()").fetchone()
+            os.kill(pid, signal.SIGKILL)
+
+        def broken() -> bool:
+            try:
+                one.step()
+                return False
+            except Fault:
+                return True
+
+        def recovered() -> Changes | None:
+            with suppress(Fault):
+                one.log.watch()
+                return one.step()
+            return None
+
+        wait_until_blocking(broken, "the crash")
+        assert not wait_until_blocking(recovered, "the server to recover").known
+        wait_until_blocking(lambda: (found := recovered()) and found.known, "the log to begin")
+        with writing(one) as execute:
+            execute("INSERT INTO t VALUES (7, 0)")
+        assert one.changes() == {7}
+    finally:
+        one.log.close()
+
+
+def test_a_prepared_transaction_is_known_when_it_is_committed(own_cluster: Cluster):
+    """Also where it was prepared before somebody watched, and logged nothing: it is waited for."""
+    own_cluster.stop()
+    own_cluster.start("max_prepared_transactions=5")
+    own_cluster.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    one = Watched(own_cluster.url(), model())
+    try:
+        one.log.prepare(one.models)
+        with writing(one) as execute:
+            for sql in ("BEGIN", "INSERT INTO t VALUES (1, 0)", "PREPARE TRANSACTION 'one'"):
+                execute(sql)
+            one.log.watch()
+            assert not one.step().known
+            execute("COMMIT PREPARED 'one'")
+            one.go_on()
+            for sql in ("BEGIN", "INSERT INTO t VALUES (2, 0)", "PREPARE TRANSACTION 'two'"):
+                execute(sql)
+            execute("INSERT INTO t VALUES (3, 0)")
+            assert one.changes() == {3}
+            execute("COMMIT PREPARED 'two'")
+            assert one.changes() == {2}
+    finally:
+        one.log.close()
+
+
+def test_a_dump_brings_no_changes_along(postgresql: Cluster, watched: Callable[..., Watched]):
+    """A restored log says nothing: its transactions are of another server. Its triggers are watched as they are."""
+    one = watched().watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        execute("INSERT INTO zcomm.changes (xid, relation, keys) SELECT '999999999', relation, keys FROM zcomm.changes")
+        dump = subprocess.run(["pg_dump", "-d", one.url], check=True, capture_output=True, timeout=60).stdout
+        two = watched("")
+        subprocess.run(["psql", "-q", "-d", two.url], input=dump, check=True, capture_output=True, timeout=60)
+    assert two.log.status().rows == 2
+    two.watch()
+    assert two.log.status().rows == 0
+    with writing(two) as execute:
+        execute("INSERT INTO t VALUES (2, 0)")
+    assert two.changes() == {2}
+    assert two.changes() == set()
+
+
+def test_tables_are_locked_against_truncation_before_they_are_read(watched: Callable[..., Watched]):
+    """TRUNCATE is of no snapshot: it waits for the step, which reads what was there; and a step does not wait for long
+    for a table that is being truncated."""
+    one = watched().watch()
+    with writing(one) as execute, one.others() as other:
+        execute("INSERT INTO t VALUES (1, 0)")
+        one.changes()
+
+        def truncate() -> None:
+            other.execute("TRUNCATE t")
+            other.execute("INSERT INTO t VALUES (2, 0)")
+
+        thread = threading.Thread(target=truncate)
+
+        def meanwhile() -> None:
+            thread.start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+            wait_until_blocking(lambda: execute(waiting).fetchone() == (1,), "the truncation to wait")
+            check(one.log.run("SELECT id FROM t", ()), [(1,)])
+
+        assert one.step(during=meanwhile) == Changes({})
+        thread.join(10)
+        with pytest.raises(Fault, match="busy"):
+            one.step()
+        other.commit()
+        assert one.changes() is None
+
+
+# -- tables
+
+
+def test_partitions_are_watched_whoever_writes_them(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch):
+    """By the table or directly, from one to another; one that comes or goes has the queries read anew."""
+    monkeypatch.setattr(postgresql_log, "COMPARE_EVERY", 0.0)
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);"
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        "CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (100) TO (200) PARTITION BY LIST (id);"
+        "CREATE TABLE t2a PARTITION OF t2 DEFAULT;"
+        "CREATE TABLE late (v int, id int PRIMARY KEY)"
+    ).watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0), (150, 0)")
+        assert one.changes() == {1, 150}
+        execute("UPDATE t SET id = 160 WHERE id = 1")
+        assert one.changes() == {1, 160}
+        execute("UPDATE t2a SET v = 5 WHERE id = 150")
+        assert one.changes() == {150}
+        execute("INSERT INTO t2 VALUES (151, 0)")
+        assert one.changes() == {151}
+        execute("INSERT INTO late VALUES (0, 250)")
+        execute("ALTER TABLE t ATTACH PARTITION late FOR VALUES FROM (200) TO (300)")
+        assert one.log.tend() == {}
+        assert one.changes() is None
+        execute("INSERT INTO late VALUES (0, 251)")
+        assert one.changes() == {251}
+        execute("ALTER TABLE t DETACH PARTITION late")
+        assert one.log.tend() == {}
+        assert one.changes() is None
+        execute("DROP TABLE t1")
+        one.log.tend()
+        assert one.changes() is None
+        execute("TRUNCATE t2a")
+        assert one.changes() is None
+
+
+def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):
+    """Their rows are rows of the parent as well."""
+    one = watched("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE heir (w int) INHERITS (t)").watch()
+    with writing(one) as execute:
+        execute("INSERT INTO heir VALUES (1, 0, 0)")
+        assert one.changes() == {1}
+        execute("UPDATE t SET v = 3")
+        assert one.changes() == {1}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE t DISABLE TRIGGER ALL; ALTER TABLE t ENABLE TRIGGER ALL",
+        "DROP TRIGGER zcomm_update ON t",
+        "DROP TRIGGER zcomm_update ON t; CREATE TRIGGER zcomm_update AFTER UPDATE ON t FOR EACH STATEMENT EXECUTE "
+        "FUNCTION suppress_redundant_updates_trigger()",
+        "DROP SCHEMA zcomm CASCADE",
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v int)",
+        "ALTER TABLE t RENAME TO gone; CREATE TABLE t (id int PRIMARY KEY, v int)",
+        "ALTER TABLE t ALTER id TYPE bigint",
+    ],
+    ids=["not always", "dropped", "other", "schema", "new table", "renamed", "type"],
+)
+def test_triggers_that_are_not_right_are_made_right(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch, sql: str
+):
+    """Once they are compared; what happened before is not known, and so all is read anew."""
+    monkeypatch.setattr(postgresql_log, "COMPARE_EVERY", 0.0)
+    monkeypatch.setattr(postgresql_lock, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(postgresql_lock, "REST_EVERY", 0.02)
+    one = watched().watch()
+    with writing(one) as execute:
+        for each in sql.split("; "):
+            execute(each)
+        assert one.log.tend() == {}
+        first = one.step()
+        assert not first.known or first.keys["t"] is None
+        one.go_on()
+        execute("SET session_replication_role = replica")
+        execute("INSERT INTO t VALUES (1, 0)")
+        assert one.changes() == {1}
+        execute("UPDATE t SET v = 8")
+        assert one.changes() == {1}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE t RENAME id TO other",
+        "ALTER TABLE t DROP id",
+        "ALTER TABLE t ALTER id TYPE text",
+        "ALTER TABLE t ALTER id TYPE bool USING id > 0",
+        "ALTER TABLE t ADD n int, ADD o int, ADD q int, ADD k1 int",
+    ],
+)
+def test_no_writer_fails_when_a_key_is_altered(watched: Callable[..., Watched], sql: str):
+    """A migration may alter the column that a trigger names: writes go on, and what they change is not known."""
+    one = watched("CREATE TABLE t (id int PRIMARY KEY, v int, w int)").watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        execute(sql)
+        one.changes()
+        execute("UPDATE t SET v = 5")
+        assert one.changes() == ({1} if "ADD" in sql else None)
+        execute(
+            "INSERT INTO t (v) VALUES (1)" if "DROP" in sql else "INSERT INTO t VALUES ('1', 1) ON CONFLICT DO NOTHING"
+        )
+        execute("DELETE FROM t")
+        one.changes()
+
+
+def test_tables_that_cannot_be_watched_say_why(watched: Callable[..., Watched]):
+    """Each in words that follow "its table is not watched: "; what can be is."""
+    names = ("t", "view", "stored", "keyless", "gone", "far", "wide", "quiet")
+    models = [model(name) for name in names]
+    models[3] = replace(models[3], fields={})
+    models[-1] = replace(models[-1], live=False)
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY);"
+        "CREATE VIEW view AS SELECT * FROM t;"
+        "CREATE MATERIALIZED VIEW stored AS SELECT * FROM t;"
+        "CREATE TABLE keyless (v int);"
+        "CREATE TABLE quiet (id int PRIMARY KEY);"
+        "CREATE TABLE wide (id int4range PRIMARY KEY);"
+        "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
+        "CREATE FOREIGN TABLE far (id int) SERVER files OPTIONS (filename '/dev/null')",
+        *models,
+    )
+    assert one.log.prepare(models) == {
+        "t": "",
+        "view": "it is a view, whose rows change without a trigger",
+        "stored": "it is a materialized view, whose rows change without a trigger",
+        "keyless": "it has no primary key in the schema",
+        "gone": "it is not there as the schema has it",
+        "far": "it is a foreign table, whose rows change without a trigger",
+        "wide": "its key id is of type int4range, whose values cannot be told apart by their text",
+        "quiet": "its model does not say so, with _model: {live: true}",
+    }
+    assert one.log.key_form(models[6]) == "its key id is of type int4range, whose values have no exact text"
+    one.go_on()
+    one.step(during=lambda: check(one.log.run("SELECT count(*) FROM view", ()), [(0,)]))
+
+
+KEYS = """
+CREATE EXTENSION citext;
+CREATE TYPE mood AS ENUM ('sad', 'glad');
+CREATE DOMAIN short AS varchar(9) CHECK (VALUE <> '');
+CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+CREATE TABLE k_int2 (id int2 PRIMARY KEY);
+CREATE TABLE k_int8 (id int8 PRIMARY KEY);
+CREATE TABLE k_text (id text PRIMARY KEY);
+CREATE TABLE k_loose (id text COLLATE loose PRIMARY KEY);
+CREATE TABLE k_varchar (id varchar(40) PRIMARY KEY);
+CREATE TABLE k_char (id char(8) PRIMARY KEY);
+CREATE TABLE k_citext (id citext PRIMARY KEY);
+CREATE TABLE k_short (id short PRIMARY KEY);
+CREATE TABLE k_uuid (id uuid PRIMARY KEY);
+CREATE TABLE k_bool (id bool PRIMARY KEY);
+CREATE TABLE k_numeric (id numeric PRIMARY KEY);
+CREATE TABLE k_float4 (id float4 PRIMARY KEY);
+CREATE TABLE k_float8 (id float8 PRIMARY KEY);
+CREATE TABLE k_bytea (id bytea PRIMARY KEY);
+CREATE TABLE k_date (id date PRIMARY KEY);
+CREATE TABLE k_time (id time PRIMARY KEY);
+CREATE TABLE k_timetz (id timetz PRIMARY KEY);
+CREATE TABLE k_timestamp (id timestamp PRIMARY KEY);
+CREATE TABLE k_timestamptz (id timestamptz PRIMARY KEY);
+CREATE TABLE k_mood (id mood PRIMARY KEY);
+CREATE TABLE k_inet (id inet PRIMARY KEY);
+CREATE TABLE k_name (id name PRIMARY KEY)
+"""
+VALUES = {
+    "int2": ["1", "-32768"],
+    "int8": ["9223372036854775807"],
+    "text": ["", "a", "ü''\"\\ %s {x,y}", "NULL", " "],
+    "loose": ["a", "ß"],
+    "varchar": ["a ", "%"],
+    "char": ["a", ""],
+    "citext": ["Ab"],
+    "short": ["x y"],
+    "uuid": ["6f1c0b5e-3a55-4bd1-9a3d-0d0c7a6a8a01"],
+    "bool": ["true", "false"],
+    "numeric": ["1.50", "-0.001", "NaN", "1e30"],
+    "float4": ["0.1", "-0", "Infinity", "1.1754944e-38"],
+    "float8": ["0.1", "0.30000000000000004", "NaN", "5e-324"],
+    "bytea": ["\\x00ff5c", "\\x"],
+    "date": ["2024-02-03", "infinity", "0044-03-15 BC"],
+    "time": ["04:05:06.789", "24:00"],
+    "timetz": ["04:05:06+05:30"],
+    "timestamp": ["2024-02-03 04:05:06.7", "-infinity", "0044-03-15 01:02:03 BC"],
+    "timestamptz": ["2024-02-03 04:05:06.7+03", "infinity", "0044-03-15 01:02:03+00 BC"],
+    "mood": ["glad"],
+    "inet": ["10.0.0.1/8", "::1"],
+    "name": ["pg"],
+}
+
+
+def test_keys_have_one_name_whatever_their_type(postgresql: Cluster, watched: Callable[..., Watched]):
+    """The log brings what the key's expressions bring of the row, and the condition finds the row, by its index; in a
+    database that writes dates, numbers and bytes in its own way."""
+    models = [model(f"k_{name}") for name in VALUES]
+    one = watched(KEYS, *models)
+    database = sa.make_url(one.url).database
+    for setting in (
+        "datestyle = 'SQL, DMY'",
+        "timezone = 'Asia/Kolkata'",
+        "extra_float_digits = -3",
+        "bytea_output = 'escape'",
+        "enable_seqscan = off",
+        "jit = off",
+    ):
+        postgresql.execute(f"ALTER DATABASE {database} SET {setting}")
+    one.watch()
+    with writing(one) as execute, rows_of_a_test() as row:
+        for each in models:
+            name = each.name
+            for value in VALUES[name[2:]]:
+                execute(f"INSERT INTO {name} VALUES ({psycopg.sql.Literal(value).as_string(None)})")
+            form = one.log.key_form(each)
+            assert isinstance(form, KeyForm)
+            changes = one.step().keys[name]
+            with row(name):
+                assert changes is not None and len(changes) == len(VALUES[name[2:]])
+
+                def look(form: KeyForm = form, name: str = name, changes: Any = changes) -> None:
+                    found = one.log.run(f"SELECT {form.columns[0]} FROM {name}", ())
+                    assert {key for (key,) in found} == set(changes)
+                    asked = f"SELECT {form.columns[0]} FROM {name} WHERE {form.condition}"
+                    assert one.log.run(asked, (form.encode(list(changes)),)) != []
+                    for key in changes:
+                        assert (key,) in one.log.run(asked, (form.encode([key]),))
+                    plan = str(one.log.run("EXPLAIN " + asked, (form.encode(list(changes)),)))
+                    assert "Index" in plan or "Bitmap" in plan
+
+                one.step(during=look)
+
+
+def test_keys_of_several_columns_are_named_by_all_of_them(watched: Callable[..., Watched]):
+    """In the order of the model, each with its own type; a condition finds the rows by all of them."""
+    one = watched(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad');"
+        'CREATE TABLE t (v int, "At" timestamptz, "n%" int, m mood, s text, PRIMARY KEY (s, "n%", "At", m))',
+        model("t", ("n%", "s", "At", "m")),
+    ).watch()
+    key = (5, 'a"b', "2024-01-02 03:04:05+00", "glad")
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (0, '2024-01-02 04:04:05+01', 5, 'glad', 'a\"b'), (0, 'infinity', 6, 'sad', '')")
+        assert one.changes() == {key, (6, "", "infinity", "sad")}
+        execute("UPDATE t SET s = 'c' WHERE s = ''")
+        assert one.changes() == {(6, "", "infinity", "sad"), (6, "c", "infinity", "sad")}
+        form = one.log.key_form(one.models[0])
+        assert isinstance(form, KeyForm)
+        assert form.columns[:2] == ('"n%"', '"s"')
+        columns = ", ".join(form.columns).replace("%", "%%")
+        asked = f"SELECT {columns} FROM t WHERE {form.condition}"
+        wanted = [key, (7, "x", "infinity", "sad"), (6, "c", "infinity", "gone")]
+        one.step(during=lambda: check(one.log.run(asked, (form.encode(wanted),)), [key]))
+
+
+def test_a_label_that_is_no_more_is_no_error(watched: Callable[..., Watched]):
+    """Of the keys that are asked for some may have a label that was renamed since."""
+    one = watched("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TABLE t (id mood PRIMARY KEY)").watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES ('sad'), ('glad')")
+        execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")
+        form = one.log.key_form(one.models[0])
+        assert isinstance(form, KeyForm)
+        asked = f"SELECT id FROM t WHERE {form.condition}"
+        one.step(during=lambda: check(one.log.run(asked, (form.encode(["sad", "glad"]),)), [("glad",)]))
+
+
+# -- rights
+
+
+@pytest.fixture
+def plain(postgresql: Cluster) -> Iterator[str]:
+    """A role that may nothing."""
+    postgresql.execute("CREATE ROLE plain LOGIN")
+    yield "plain"
+    for (name,) in postgresql.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test%'"):
+        postgresql.execute("DROP OWNED BY plain CASCADE", str(name))
+    postgresql.execute("DROP ROLE plain")
+
+
+def test_who_may_make_no_triggers_says_what_a_dba_can_do(watched: Callable[..., Watched], plain: str):
+    """Tables of others are not watched, and all else works; when their owner has run the SQL, they are. What removes it
+    leaves nothing behind."""
+    models = (model(), model("mine"))
+    one = watched("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE mine (id int PRIMARY KEY)", *models)
+    their = Watched(one.url.replace("postgres@", "plain@"), *models)
+    with writing(one) as execute:
+        execute("GRANT SELECT (id) ON t TO plain")
+        execute("ALTER TABLE mine OWNER TO plain")
+        reasons = their.log.prepare(models)
+        assert set(reasons) == {"t", "mine"}
+        assert all("may not create the schema zcomm" in reason for reason in reasons.values())
+        their.log.watch()
+        assert their.step(during=lambda: check(their.log.run("SELECT id FROM t", ()), [])) == Changes({})
+        assert not their.log.changed()
+        script = their.log.live_sql(models[0])
+        execute(script)
+        assert their.log.prepare(models) == {
+            "t": "",
+            "mine": "its triggers cannot be made: 42501 permission denied for schema zcomm",
+        }
+        execute("GRANT CREATE ON SCHEMA zcomm TO plain")
+        assert their.log.prepare(models) == {"t": "", "mine": ""}
+        their.go_on()
+        execute("INSERT INTO t VALUES (1)")
+        execute("INSERT INTO mine VALUES (1)")
+        assert {name: set(keys or ()) for name, keys in their.step().keys.items()} == {"t": {1}, "mine": {1}}
+        their.log.rest()
+        execute("REVOKE INSERT ON zcomm.changes FROM plain")
+        assert "grant too little to the role plain" in their.log.prepare(models)["t"]
+        assert one.log.prepare(models)["mine"] == "the role plain, to which its function belongs, may not write the log"
+        execute("GRANT INSERT ON zcomm.changes TO plain")
+        execute("DROP TRIGGER zcomm_delete ON t")
+        assert "belongs to postgres" in their.log.prepare(models)["t"]
+        execute(one.log.live_off_sql(models))
+        assert execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").fetchone() == (0,)
+        assert execute("SELECT to_regnamespace('zcomm')").fetchone() == (None,)
+        execute("INSERT INTO t VALUES (2)")
+    their.log.close()

@@ -100,9 +100,8 @@ class Holder:
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """Look at once whether the lock can be had."""
-        if not self.holds:
-            self._awake.set()
+        """Look at once whether the lock is held, and can be had."""
+        self._awake.set()
 
     def stop(self) -> None:
         """Let go of the lock, and of the log where nobody else reads it. Never raises."""

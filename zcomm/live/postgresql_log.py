@@ -69,15 +69,18 @@ SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_i
 _BASE = """
 SELECT pg_catalog.count(*) OPERATOR(pg_catalog.=) 3, coalesce(pg_catalog.bool_and(
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
-    AND pg_catalog.has_table_privilege(c.oid, 'DELETE') AND (c.relname OPERATOR(pg_catalog.=) 'changes'
-        OR pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'UPDATE'))
+    AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'DELETE')
+    AND (c.relname OPERATOR(pg_catalog.=) 'changes' OR pg_catalog.has_table_privilege(c.oid, 'UPDATE'))
 ), false) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n
     ON n.oid OPERATOR(pg_catalog.=) c.relnamespace AND n.nspname OPERATOR(pg_catalog.=) 'zcomm'
 WHERE c.relname IN ('changes', 'life', 'feeds') AND c.relkind OPERATOR(pg_catalog.=) 'r'
 """
 _FUNCTIONS = """
 SELECT p.proname::text, p.prosrc, coalesce(p.proconfig, '{}')::text[], p.prosecdef,
-    pg_catalog.pg_has_role(p.proowner, 'USAGE')
+    pg_catalog.pg_has_role(p.proowner, 'USAGE'),
+    pg_catalog.has_schema_privilege(p.proowner, 'zcomm', 'USAGE')
+        AND pg_catalog.has_table_privilege(p.proowner, 'zcomm.changes', 'INSERT'),
+    pg_catalog.pg_get_userbyid(p.proowner)::text
 FROM pg_catalog.pg_proc AS p WHERE p.pronamespace OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('zcomm')
     AND p.proname::text OPERATOR(pg_catalog.=) ANY (%s::text[])
 """
@@ -212,13 +215,12 @@ class PostgreSQLLog:
     # Installing
 
     def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
-        names = {model.name for model in models}
         try:
-            reasons = self._compare(models, ATTEMPTS)
+            self._reasons = self._compare(models, ATTEMPTS)
         except Fault as fault:
-            reasons = dict.fromkeys(names, f"the database did not say what is there ({fault.kind}); it is asked again")
+            reason = f"the database did not say what is there ({fault.kind}); it is asked again"
+            self._reasons = {model.name: reason for model in models}
             self._compare_at = time.monotonic() + RENEW_EVERY
-        self._reasons = {name: reasons.get(name, "") for name in names}
         return dict(self._reasons)
 
     def _compare(self, models: Iterable[Model], attempts: int) -> dict[str, str]:
@@ -226,7 +228,12 @@ class PostgreSQLLog:
         self._compare_at = time.monotonic() + COMPARE_EVERY
         models = list(models)
         everything = dict.fromkeys((model.name for model in models), "")
+        before = self._tables
         self._find(models)
+        # A partition came or went, say.
+        self._anew.update(
+            name for name, now in self._tables.items() if name in before and before[name].rows != now.rows
+        )
         if self._database.pooled:
             return dict.fromkeys(
                 everything,
@@ -242,7 +249,10 @@ class PostgreSQLLog:
         reasons = dict(everything)
         for model in models:
             table = self._tables.get(model.name)
-            reasons[model.name] = "its table is not there as the schema has it" if table is None else table.unfit
+            if not model.live:
+                reasons[model.name] = "its model does not say so, with _model: {live: true}"
+            else:
+                reasons[model.name] = "it is not there as the schema has it" if table is None else table.unfit
         fit = [model.name for model in models if not reasons[model.name]]
         if not fit:
             return reasons
@@ -257,9 +267,9 @@ class PostgreSQLLog:
     def _find(self, models: Iterable[Model]) -> None:
         """Learn the tables of ``models`` as they are now."""
         models = list(models)
-        for model in models:
-            self._tables.pop(model.name, None)
-        self._tables.update(self._look(models))
+        names = {model.name for model in models}
+        # Another thread may look into it.
+        self._tables = {name: t for name, t in self._tables.items() if name not in names} | self._look(models)
         self._models = {table.token: name for name, table in self._tables.items()}
 
     def _look(self, models: Iterable[Model]) -> dict[str, Table]:
@@ -306,17 +316,22 @@ class PostgreSQLLog:
 
         :return: why they are not; empty when they are.
         """
-        for attempt in range(attempts):
+        reason = "its triggers do not stay as they are made"
+        for left in range(attempts, -1, -1):
             table = self._tables[name]
-            function, mayreplace = self._function_amiss(table)
+            function, owned, reason_of_function = self._function_amiss(table)
+            if reason_of_function:
+                return reason_of_function
             amiss = table.amiss()
             if not function and not amiss:
                 return ""
-            if not mayreplace or (amiss and table.owners):
+            if not owned or (amiss and table.owners):
                 return (
                     f"the role {self._role} may not make its triggers, as it belongs to "
                     f"{', '.join(table.owners) or 'another role'}; have that role run what `zcomm live sql` prints"
                 )
+            if not left:
+                break
             self._anew.add(name)
             statements = function_sql(table) if function else []
             for member, trigger, there in amiss:
@@ -326,16 +341,11 @@ class PostgreSQLLog:
             except Fault as fault:
                 if fault.kind in ("lost", "down", "refused", "crowded"):
                     raise
-                if fault.kind != "busy" or attempt == attempts - 1:
-                    busy = fault.kind == "busy"
-                    return (
-                        "others keep its table locked, so that its triggers cannot be made; it is tried again each "
-                        "minute"
-                        if busy
-                        else f"its triggers cannot be made: {fault.detail}"
-                    )
+                if fault.kind != "busy":
+                    return f"its triggers cannot be made: {fault.detail}"
+                reason = "others keep its table locked, so that its triggers cannot be made; it is tried again"
             self._find_again(name)
-        return "its triggers do not stay as they are made"
+        return reason
 
     def _find_again(self, name: str) -> None:
         table = self._tables[name]
@@ -344,13 +354,16 @@ class PostgreSQLLog:
             raise Fault("altered", (), f"the table {table.name} is gone")
         self._tables[name] = found[table.name]
 
-    def _function_amiss(self, table: Table) -> tuple[bool, bool]:
-        """Whether the function of ``table`` has to be made anew, and whether it may be."""
-        for _, source, config, definer, owned in self._ask(_FUNCTIONS, ([table.function],)):
+    def _function_amiss(self, table: Table) -> tuple[bool, bool, str]:
+        """Whether the function of ``table`` has to be made anew, whether it may be, and why it cannot be as it is."""
+        for _, source, config, definer, owned, writes, owner in self._ask(_FUNCTIONS, ([table.function],)):
+            if not writes:
+                # Each writer of the table would fail.
+                return True, False, f"the role {owner}, to which its function belongs, may not write the log"
             newer = source_version(source) > source_version(function_source(table))
             right = source == function_source(table) and sorted(config) == sorted(settings_of(table))
-            return not (newer or right) or not definer, owned
-        return True, True
+            return not (newer or right) or not definer, owned, ""
+        return True, True, ""
 
     def _transact(self, statements: Iterable[str]) -> None:
         """Run statements in a transaction of their own."""
@@ -371,7 +384,7 @@ class PostgreSQLLog:
         """
         table = self._look([model]).get(model.name)
         if table is None or table.unfit:
-            raise ValueError(table.unfit if table else "its table is not there as the schema has it")
+            raise ValueError(table.unfit if table else "it is not there as the schema has it")
         self._role = self._ask(_FACTS)[0][4]
         statements = [*base_sql(), *grants_sql(self._role), *function_sql(table)]
         for member, trigger, there in table.amiss():
@@ -402,9 +415,8 @@ class PostgreSQLLog:
     def key_form(self, model: Model) -> KeyForm | str:
         table = self._tables.get(model.name)
         if table is None:
-            self._find([model])
-            table = self._tables.get(model.name)
-        return "has no table as the schema has it" if table is None else key_form(table, self._database.forms)
+            return "its table is not known, or not there as the schema has it"
+        return key_form(table, self._database.forms)
 
     def watch(self) -> None:
         if not self._installed:
@@ -431,7 +443,7 @@ class PostgreSQLLog:
                 raise
             # Tables were dropped, or the log was. The others are read all the same.
             self._log.warn("The tables of live queries are not as they were: {fault}", fault=fault)
-            self._find(map(self._schema_of().find, self._tables.copy()))
+            self._find(self._known())
             ((complete, granted),) = self._ask(_BASE)
             self._installed = complete and granted
             self._compare_at = 0.0
@@ -540,16 +552,13 @@ class PostgreSQLLog:
             return {}
         now = time.monotonic()
         if self._installed and self._holder is not None:
-            if not self._holder.alive:
-                self._holder = Holder(self._database.connect)
-            if self._registered and now >= self._renew_at:
-                self._renew_at = now + RENEW_EVERY
-                snapshot = None if self._read is None else self._read[0]
-                _, count = self._connected().run(_RENEW, (snapshot, snapshot, self._feed), False)
-                self._registered = count == 1
-            if not self._holder.holds and now >= self._clean_at:
-                self._clean_at = now + CLEAN_EVERY
-                clean(self._connected(), 1)
+            try:
+                self._renew(self._holder, now)
+            except Fault as fault:
+                if fault.kind not in ("altered", "forbidden"):
+                    raise
+                # Somebody has removed the log.
+                self._compare_at = 0.0
         if now < self._compare_at:
             return {}
         before = self._reasons
@@ -557,8 +566,21 @@ class PostgreSQLLog:
         found = self._compare(known, 1)
         if self._installed and self._holder is not None and not self._registered:
             self._register()
-        self._reasons = {model.name: found.get(model.name, "") for model in known}
+        self._reasons = found
         return {name: reason for name, reason in self._reasons.items() if reason != before.get(name)}
+
+    def _renew(self, holder: Holder, now: float) -> None:
+        """Say that we are there and what we have read, and see to it that somebody keeps the log in order."""
+        if not holder.alive:
+            self._holder = Holder(self._database.connect)
+        if self._registered and now >= self._renew_at:
+            self._renew_at = now + RENEW_EVERY
+            snapshot = None if self._read is None else self._read[0]
+            _, count = self._connected().run(_RENEW, (snapshot, snapshot, self._feed), False)
+            self._registered = count == 1
+        if not holder.holds and now >= self._clean_at:
+            self._clean_at = now + CLEAN_EVERY
+            clean(self._connected(), 1)
 
     def rest(self) -> None:
         self._read = None
@@ -582,9 +604,8 @@ class PostgreSQLLog:
     # The connection
 
     def _known(self) -> list[Model]:
-        """The models that are to be live, as they are by now."""
-        models = self._schema_of().models
-        return [models[name] for name in self._reasons if name in models]
+        """The models as they are by now."""
+        return list(self._schema_of().models.values())
 
     def _connected(self) -> Any:
         connection = self._connection

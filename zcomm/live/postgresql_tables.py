@@ -85,7 +85,8 @@ WITH RECURSIVE wanted AS (
     JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) t.member
 )
 SELECT t.name, t.depth, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
-    c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+    c.oid::int8, c.relfilenode::int8, c.relkind::text,
+    pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
     pg_catalog.has_table_privilege(c.oid, 'SELECT'),
     coalesce((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
@@ -144,12 +145,14 @@ class Member:
     """A table whose rows are those of a watched one: itself, a partition, or an heir.
 
     :ivar name: quoted, with its schema.
+    :ivar number: of it and of its file, which is another one when its rows were written anew.
     :ivar kind: ``relkind``.
     :ivar owner: the role that may alter it.
     :ivar owned: whether we are that.
     """
 
     name: str
+    number: tuple[int, int]
     kind: str
     owner: str
     owned: bool
@@ -247,6 +250,11 @@ class Table:
         """The roles other than ours that may alter it, or some of it."""
         return tuple(sorted({each.owner for each in self.members if not each.owned}))
 
+    @property
+    def rows(self) -> object:
+        """Equal as long as no rows of it came, went or changed but by statements that change rows."""
+        return {each.number for each in self.members}, self.key
+
     def amiss(self) -> list[tuple[Member, str, Trigger | None]]:
         """The triggers that are not as they have to be: of which table, by name, and as they are."""
         found = []
@@ -277,7 +285,7 @@ def find_tables(run: Run, names: Mapping[str, tuple[str, ...]]) -> dict[str, Tab
     wanted = list(names)
     members: dict[str, list[Member]] = {}
     readable: dict[str, bool] = {}
-    for name, depth, member, kind, owner, owned, selects, triggers in run(_TABLES, (wanted,)):
+    for name, depth, member, oid, file, kind, owner, owned, selects, triggers in run(_TABLES, (wanted,)):
         found = tuple(
             Trigger(
                 name=trigger,
@@ -289,7 +297,9 @@ def find_tables(run: Run, names: Mapping[str, tuple[str, ...]]) -> dict[str, Tab
             )
             for trigger, kind_of, enabled, function, namespace, old, new in json.loads(triggers)
         )
-        members.setdefault(name, []).append(Member(name=member, kind=kind, owner=owner, owned=owned, triggers=found))
+        members.setdefault(name, []).append(
+            Member(name=member, number=(oid, file), kind=kind, owner=owner, owned=owned, triggers=found)
+        )
         if depth == 0:
             readable[name] = selects
     columns: dict[str, dict[str, Column]] = {}
@@ -334,7 +344,7 @@ def grants_sql(role: str) -> list[str]:
     """The statements that let ``role`` watch where somebody else has installed it."""
     return [
         f"GRANT USAGE ON SCHEMA zcomm TO {quoted(role)}",
-        f"GRANT SELECT, DELETE, TRUNCATE ON zcomm.changes TO {quoted(role)}",
+        f"GRANT SELECT, INSERT, DELETE, TRUNCATE ON zcomm.changes TO {quoted(role)}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON zcomm.life, zcomm.feeds TO {quoted(role)}",
     ]
 
@@ -468,20 +478,22 @@ def keys_of(text: str, table: Table) -> list[Key]:
 
 
 def key_form(table: Table, forms: Mapping[str, tuple[str, str]]) -> KeyForm | str:
-    """The keys of ``table`` in SQL; or why its rows cannot be named, in words that follow the model's name.
+    """The keys of ``table`` in SQL; or why its rows cannot be named, in words of the table.
 
     :param forms: as of :class:`~zcomm.data.drivers.postgresql_session.Session`.
     """
     if not table.key:
-        return "has no primary key"
+        return "it has no primary key"
     for column in table.key:
         if not column.kind:
-            return f"has a key of type {column.declared} ({column.name}), whose values have no exact text"
+            return f"its key {column.name} is of type {column.declared}, whose values have no exact text"
 
     def shown(column: Column) -> str:
         if column.kind == "by text":
-            return text_of(quoted(column.name), {each: forms[each] for each in column.settings if each in forms})
-        return _escaped(quoted(column.name))
+            text = text_of(quoted(column.name), {each: forms[each] for each in column.settings if each in forms})
+            # It becomes part of a statement that is made elsewhere.
+            return text.replace("%%", "%")
+        return quoted(column.name)
 
     columns = tuple(map(shown, table.key))
     names = [_escaped(quoted(column.name)) for column in table.key]
@@ -493,7 +505,9 @@ def key_form(table: Table, forms: Mapping[str, tuple[str, str]]) -> KeyForm | st
             given = f"%s::{_cast(column)}[]"
         return KeyForm(columns, f"{names[0]} = ANY ({given})", list)
     values = (
-        f"({_label(column, f'k.key ->> {number}')})" if column.form == "e" else f"(k.key ->> {number})::{_cast(column)}"
+        f"({_label(column, f'(k.key ->> {number})')})"
+        if column.form == "e"
+        else f"(k.key ->> {number})::{_cast(column)}"
         for number, column in enumerate(table.key)
     )
     rows = "pg_catalog.jsonb_array_elements(%s::pg_catalog.jsonb) AS k (key)"
