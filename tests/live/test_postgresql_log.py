@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import psycopg
 import psycopg.sql
 import pytest
 import sqlalchemy as sa
+from support.pgbouncer import pgbouncer
 from support.postgres import Cluster
 from support.rows import rows_of_a_test
 from support.waiting import wait_until_blocking
+from twisted.internet import reactor
 
+from zcomm.budget.budgets import Budgets
+from zcomm.config import Limits
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql import PostgreSQLDatabase
 from zcomm.data.models import Field, Model, Schema
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
 from zcomm.data.values import KINDS
 from zcomm.live import postgresql_lock, postgresql_log
 from zcomm.live.log import Changes, KeyForm
 from zcomm.live.postgresql_lock import clean
 from zcomm.live.postgresql_log import PostgreSQLLog
+from zcomm.runtime.workers import Workers
 
 
 def model(name: str = "t", key: tuple[str, ...] = ("id",), namespace: str = "public", table: str = "") -> Model:
@@ -820,3 +830,184 @@ def test_who_may_make_no_triggers_says_what_a_dba_can_do(watched: Callable[..., 
         assert execute("SELECT to_regnamespace('zcomm')").fetchone() == (None,)
         execute("INSERT INTO t VALUES (2)")
     their.log.close()
+
+
+def test_servers_that_install_at_once_do_not_meet(watched: Callable[..., Watched]):
+    """Each finds all as it should be in the end."""
+    models = [model(f"t{number}") for number in range(4)]
+    first = watched("; ".join(f"CREATE TABLE t{number} (id int PRIMARY KEY)" for number in range(4)), *models)
+    servers = [first, *(watched("", *models, again=True) for _ in range(3))]
+    reasons: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda one=one: reasons.append(one.log.prepare(models)))  # type: ignore[misc]
+        for one in servers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert reasons == [{one.name: "" for one in models}] * 4
+
+
+def test_a_table_in_use_holds_the_start_up_for_no_longer_than_it_may(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+):
+    """A table that somebody writes for long is watched later; writers behind us wait for no longer than we do."""
+    monkeypatch.setattr(postgresql_log, "ATTEMPTS", 1)
+    monkeypatch.setattr(postgresql_log, "COMPARE_EVERY", 0.0)
+    one = watched("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)", model(), model("u"))
+    with one.others() as busy:
+        busy.execute("INSERT INTO t VALUES (1)")
+        assert one.log.prepare(one.models) == {
+            "t": "others keep its table locked, so that its triggers cannot be made; it is tried again",
+            "u": "",
+        }
+        busy.commit()
+    assert one.log.tend() == {"t": ""}
+
+
+def test_behind_a_pooler_nothing_is_watched(postgresql: Cluster):
+    """A lock of a session that is others' as well would be theirs; rows are read all the same."""
+    name = postgresql.new_database()
+    postgresql.execute("CREATE TABLE t (id int PRIMARY KEY)", name)
+    with pgbouncer(postgresql) as bouncer:
+        one = Watched(bouncer.url(name), model())
+        assert "a pooler stands before the database" in one.log.prepare(one.models)["t"]
+        one.log.watch()
+        assert one.step(during=lambda: check(one.log.run("SELECT count(*) FROM t", ()), [(0,)])) == Changes({})
+        assert not one.log.changed()
+        assert isinstance(one.log.key_form(one.models[0]), KeyForm)
+        one.log.tend()
+        one.log.close()
+    postgresql.drop_database(name)
+
+
+async def test_triggers_of_ours_are_no_code_of_others(postgresql: Cluster, postgresql_url: str):
+    """A table that is watched can do all that it could, and is written and read as before: the driver does not ask
+    whether code of the database's users changed rows, or left the session otherwise."""
+    schema = load_schema("t:\n  _model: {live: true}\n  id: {type: int, pk: true}\n  v: int\n")
+    found = []
+    for _ in range(2):
+        workers = Workers(2, name="test-live", reactor=reactor)
+        store = Store(postgresql_url, schema, workers, budgets=Budgets.on(reactor, Limits()))
+        workers.start()
+        await store.start()
+        found.append(store.schema.find("t").capabilities)
+        log = PostgreSQLLog(PostgreSQLDatabase(sa.make_url(postgresql_url)), lambda store=store: store.schema)  # type: ignore[misc]
+        assert log.prepare(list(store.schema.models.values())) == {"t": ""}
+        log.close()
+        await store.stop()
+        await workers.stop()
+    assert found[0] == found[1]
+    assert not found[1].disturbs and not found[1].rereads
+
+
+# -- at random
+
+
+class Writer(threading.Thread):
+    """Changes rows at random, as programs do, with savepoints and rollbacks.
+
+    :param number: of its own; some of its rows are others' as well.
+    :param patience: seconds that it may sit in a transaction.
+    """
+
+    def __init__(self, url: str, number: int, seed: int, patience: float):
+        super().__init__()
+        self._url = url
+        self._random = random.Random(seed * 100 + number)
+        self._number = number
+        self._patience = patience
+        self.stopped = threading.Event()
+        self.done = 0
+        self.failed: list[Exception] = []
+
+    def run(self) -> None:
+        try:
+            with psycopg.connect(self._url) as connection:
+                while not self.stopped.is_set():
+                    with suppress(psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected, Undone):
+                        self._transact(connection)
+                        self.done += 1
+                    connection.rollback()
+        except Exception as error:
+            self.failed.append(error)
+
+    def _transact(self, connection: psycopg.Connection[Any]) -> None:
+        chance, choose = self._random.random, self._random.choice
+        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {choose(('READ COMMITTED', 'REPEATABLE READ'))}")
+        for _ in range(choose((1, 1, 1, 2, 5))):
+            with suppress(Undone), connection.transaction():
+                self._change(connection)
+                self.stopped.wait(choose((0, 0, 0, 0.001, 0.01, self._patience)))
+                if chance() < 0.2:
+                    raise Undone
+        if chance() < 0.2:
+            raise Undone
+        connection.commit()
+
+    def _change(self, connection: psycopg.Connection[Any]) -> None:
+        # A transaction locks rows of one number after those of lower ones as a rule.
+        key = self._random.randrange(30) + 30 * self._number
+        shared = self._random.randrange(30)
+        sql, parameters = self._random.choice(
+            [
+                ("INSERT INTO t VALUES (%s, 1) ON CONFLICT (id) DO UPDATE SET v = t.v + 1", (key,)),
+                (
+                    "INSERT INTO t SELECT i, 0 FROM generate_series(%s::int, %s::int) i ON CONFLICT DO NOTHING",
+                    (key, key + 3),
+                ),
+                ("UPDATE t SET v = v + 1 WHERE id = %s", (shared,)),
+                ("UPDATE t SET v = v + 1 WHERE id BETWEEN %s AND %s", (key, key + 10)),
+                ("UPDATE t SET id = -id WHERE id = %s AND NOT EXISTS (SELECT FROM t WHERE id = %s)", (key, -key)),
+                ("DELETE FROM t WHERE id = %s", (key,)),
+                ("DELETE FROM t WHERE id = %s", (-key,)),
+            ]
+        )
+        with suppress(psycopg.errors.UniqueViolation), connection.transaction():
+            connection.execute(sql, parameters)
+
+
+class Undone(Exception):
+    """A program's reason not to commit."""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_change_is_missed(watched: Callable[..., Watched], seed: int):
+    """While several write, and two servers watch that come and go: the rows that each has, with those read anew whose
+    keys it is told, are after each step the rows that the step's snapshot has."""
+    servers = [watched(), watched("", again=True)]
+    for one in servers:
+        one.log.prepare(one.models)
+    writers = [Writer(one.url, number, seed, 0.1 if number == 0 else 0.0) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    rows: list[dict[int, int]] = [{}, {}]
+    known = 0
+    chance = random.Random(seed)
+    until = time.monotonic() + 2.5
+    try:
+        for number in cycle((0, 1)):
+            one = servers[number]
+            if chance.random() < 0.01:
+                one.log.rest()
+            one.log.watch()
+            now: dict[int, int] = {}
+            step = one.step(during=lambda one=one, now=now: now.update(one.log.run("SELECT id, v FROM t", ())))  # type: ignore[misc]
+            keys = step.keys.get("t", ())
+            if step.known:
+                assert keys is not None
+                known += 1
+                mine = {key: v for key, v in rows[number].items() if key not in keys}
+                rows[number] = mine | {key: now[key] for key in keys if key in now}
+                assert rows[number] == now
+            rows[number] = now
+            if time.monotonic() > until:
+                break
+    finally:
+        for writer in writers:
+            writer.stopped.set()
+        for writer in writers:
+            writer.join(20)
+    assert [writer.failed for writer in writers] == [[]] * 4
+    assert known > 50 and sum(writer.done for writer in writers) > 100

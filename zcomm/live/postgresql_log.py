@@ -341,9 +341,12 @@ class PostgreSQLLog:
             except Fault as fault:
                 if fault.kind in ("lost", "down", "refused", "crowded"):
                     raise
-                if fault.kind != "busy":
-                    return f"its triggers cannot be made: {fault.detail}"
-                reason = "others keep its table locked, so that its triggers cannot be made; it is tried again"
+                reason = f"its triggers cannot be made: {fault.detail}"
+                if fault.kind == "busy":
+                    reason = "others keep its table locked, so that its triggers cannot be made; it is tried again"
+                elif fault.kind != "altered":
+                    return reason
+                # Another server may have made them in the meantime.
             self._find_again(name)
         return reason
 
