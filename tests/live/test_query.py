@@ -17,7 +17,7 @@ from zcomm.data.schema import load_schema
 from zcomm.live.differences import Difference, difference
 from zcomm.live.query import Query
 from zcomm.live.requests import question_of
-from zcomm.live.rows import Entry, Form, Row
+from zcomm.live.rows import Entry, Form, Row, View
 
 SCHEMA = """
 Orders:
@@ -56,7 +56,8 @@ class Table:
         self.rows: dict[int, dict[str, Any]] = {}
         self.model = model()
         question, plan = question_of(parse_command({"action": "read", "model": "Orders", **asked}), self.model, {})
-        self.query = Query(question, plan, self.model, False)
+        self.view = View(self.model, question.fields, question.order, False)
+        self.query = Query(question, plan, self.model, self.view, False)
         self.form = Form(self.model, tuple(self.model.fields), (), False)
         self.asked = asked
 
@@ -75,10 +76,16 @@ class Table:
             found.sort(key=partial(_placed, name), reverse=how == "DESC")
         return found
 
+    def matches(self, row: Row) -> bool:
+        """Whether a row matches, as Python judges it."""
+        equal = self.query.equal
+        assert equal is not None
+        return row.compared(equal[0]) in equal[1] and self.query.test(row) is True
+
     def read(self) -> list[Entry]:
         """What a read of the query brings."""
         found = [self.row(each["id"]) for each in self.matching()[: self.query.reads]]
-        return [self.query.entry(row) for row in found if row is not None]
+        return [self.view.entry(row) for row in found if row is not None]
 
     def shown(self) -> list[dict[str, Any]]:
         """The rows as clients should see them."""
@@ -126,7 +133,7 @@ def test_after_every_step_the_client_has_the_rows(seed: int):
         updates = {}
         for key in keys:
             row = table.row(key)
-            matches = row is not None and table.query.test(row)
+            matches = row is not None and table.matches(row)
             if matches or key in table.query.keys:
                 updates[key] = row if matches else None
         made = table.query.change(updates)
@@ -136,7 +143,7 @@ def test_after_every_step_the_client_has_the_rows(seed: int):
         client = apply(client, made)
         assert client == table.shown()
         assert (before == table.query.digest) is not bool(made)
-        other = Query(table.query.question, table.query.plan, table.model, False)
+        other = Query(table.query.question, table.query.plan, table.model, table.view, False)
         other.fill(table.read())
         assert other.digest == table.query.digest
     assert anew < 60
@@ -175,7 +182,8 @@ def test_a_filter_that_python_does_not_judge_is_left_to_the_database():
     question, plan = question_of(
         parse_command({"action": "read", "model": "Orders", "where": {"status": "new"}}), unknown, {}
     )
-    query = Query(question, plan, unknown, False)
+    view = View(unknown, question.fields, question.order, False)
+    query = Query(question, plan, unknown, view, False)
     form = Form(unknown, tuple(unknown.fields), (), False)
     assert query.test(Row(form, (1, "new", 1, None, 1))) is None
     assert query.equal is None

@@ -44,7 +44,7 @@ STEP_SECONDS = 0.1
 #: Seconds that the read of one query may take.
 QUERY_SECONDS = 0.5
 #: Keys that are read at once, and those of a model beyond which its queries are read anew.
-KEYS_AT_ONCE, MAX_KEYS = 500, 5000
+KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
 #: Rows that are made at once.
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
@@ -253,12 +253,12 @@ class Feed:
         model = self._store.schema.find(question.model)
         watched = self._watched_of(model)
         self._watch()
-        query = Query(question, plan, model, self._is_sqlite)
+        query = Query(question, plan, model, watched.view(question), self._is_sqlite)
         mark = object()
         # The step that runs, or the next one, may read before it and tell of what it has seen.
         since = self._since[mark] = self._number + 1
         try:
-            form = Form(model, question.fields + query.beside, query.raw, self._is_sqlite)
+            form = Form(model, question.fields + query.view.beside, query.raw, self._is_sqlite)
             rows, seconds = yield self._store.find(owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
             if seconds > QUERY_SECONDS:
                 raise TooBusy(
@@ -666,7 +666,7 @@ class Feed:
             if made and perf_counter() > until:
                 break
             model = query.plan.model
-            form = Form(model, query.question.fields + query.beside, query.raw, self._is_sqlite)
+            form = Form(model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
             plan = _wide(query, form)
             key = self._watched[query.question.model].key
             statement = self._execution.keyed(plan, key.columns, form.raw)
@@ -730,7 +730,7 @@ class Feed:
 
         def make() -> Iterator[None]:
             for values in rows:
-                made.append(query.entry(Row(form, values)))
+                made.append(query.view.entry(Row(form, values)))
                 yield
 
         yield from self._slices(make())

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from zcomm.data.filters import LITERAL, PATTERN, Filter, Slot, Unfit
+from zcomm.data.filters import EVERYTHING, LITERAL, PATTERN, Filter, Slot, Unfit
 from zcomm.data.models import Model
 from zcomm.live.rows import UNKNOWN, Row, compared_by
 
@@ -37,23 +37,30 @@ def test_of(where: Filter, model: Model, is_sqlite: bool) -> Test:
     return _Compiler(model, is_sqlite).test(where.shape, iter(where.slots))
 
 
-def equal_to(where: Filter, model: Model, is_sqlite: bool) -> tuple[str, frozenset[Any]] | None:
+def equal_to(where: Filter, model: Model, is_sqlite: bool) -> tuple[tuple[str, frozenset[Any]] | None, Filter]:
     """A field, and the values one of which it has in each row that matches ``where``, where there is such a field and
-    Python knows its values; the one with the fewest."""
+    Python knows its values: the one with the fewest. And the filter that is left for rows that have one of them."""
     compiler = _Compiler(model, is_sqlite)
-    parts = where.shape[1:] if where.shape[0] == "$and" else (where.shape,)
+    is_whole = where.shape[0] != "$and"
+    parts = (where.shape,) if is_whole else where.shape[1:]
     slots = iter(where.slots)
+    taken = [(part, [next(slots) for _ in range(_count(part))]) for part in parts]
     best: tuple[str, frozenset[Any]] | None = None
-    for part in parts:
-        mine = [next(slots) for _ in range(_count(part))]
+    chosen = -1
+    for place, (part, mine) in enumerate(taken):
         if part[0].startswith("$") or part[1] not in ("eq", "same", "in", "listed"):
             continue
         values = compiler.values(part, mine)
         if values is None or model.fields[part[0]].kind.name == "bool":
             continue
         if best is None or len(values) < len(best[1]):
-            best = part[0], frozenset(values)
-    return best
+            best, chosen = (part[0], frozenset(values)), place
+    if best is None:
+        return None, where
+    left = [each for place, each in enumerate(taken) if place != chosen]
+    if not left:
+        return best, EVERYTHING
+    return best, Filter(("$and", *(part for part, _ in left)), tuple(slot for _, mine in left for slot in mine))
 
 
 def _count(shape: tuple[Any, ...]) -> int:
@@ -121,6 +128,8 @@ class _Compiler:
             return _not(self.test(shape[1], slots))
         if head in ("$and", "$or"):
             parts = [self.test(part, slots) for part in shape[1:]]
+            if len(parts) == 1:
+                return parts[0]
             return _all(parts) if head == "$and" else _any(parts)
         return self._condition(shape, [next(slots) for _ in range(_count(shape))])
 

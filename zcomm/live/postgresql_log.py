@@ -50,7 +50,7 @@ COMPARE_EVERY, RENEW_EVERY, ASK_EVERY = 60.0, 5.0, 1.0
 #: Seconds between two cleanings by whoever does not hold the lock: whoever does may be stopped.
 CLEAN_EVERY = 10.0
 #: How many keys a step takes, and of one model.
-MAX_KEYS, MAX_MODEL_KEYS = 20_000, 5_000
+MAX_KEYS, MAX_MODEL_KEYS = 100_000, 50_000
 #: How long a step waits for tables, and an installation: while it waits, writers wait behind it.
 STEP_LOCK, INSTALL_WAIT = "100ms", "500ms"
 #: How often an installation is tried where a table is in use.

@@ -16,7 +16,7 @@ from zcomm.live.differences import Difference, difference
 from zcomm.live.judging import Test, equal_to, test_of
 from zcomm.live.log import Key
 from zcomm.live.requests import MAX_ROWS, Question
-from zcomm.live.rows import Entry, Row, raw_fields, sorted_by
+from zcomm.live.rows import Entry, Row, View, raw_fields
 
 __all__ = ["Query"]
 
@@ -34,28 +34,27 @@ class Query:
     :param question: what is asked.
     :param plan: of a read of it.
     :param model: with its columns, all of its fields.
+    :param view: its fields and its order, as other queries may have them as well.
     :param is_sqlite: whether the database is one of SQLite.
     :ivar names: the fields that a step has to read.
     :ivar raw: those that it has to read as they are stored.
-    :ivar test: whether a row matches, as far as Python knows.
     :ivar equal: a field and its values, one of which each row has that matches; ``None`` where there is none.
+    :ivar test: whether a row matches that has one of those, as far as Python knows.
     :ivar watchers: those who are told of it.
     :ivar is_stale: whether its rows are to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
     """
 
-    def __init__(self, question: Question, plan: Plan, model: Model, is_sqlite: bool):
+    def __init__(self, question: Question, plan: Plan, model: Model, view: View, is_sqlite: bool):
         self.question = question
         self.plan = plan
+        self.view = view
         ordered = tuple(name for name, _ in question.order)
-        self.beside = tuple(name for name in ordered if name not in question.fields)
         asked = _fields_of(question.where.shape)
         self.names = tuple(dict.fromkeys((*question.fields, *ordered, *asked)))
         self.raw = raw_fields(model, (*ordered, *asked), is_sqlite)
-        self.test: Test = test_of(question.where, model, is_sqlite)
-        self.equal = equal_to(question.where, model, is_sqlite)
-        #: Whether Python knows the order at all.
-        self.is_sorted = all(sorted_by(model.fields[name], is_sqlite) for name in ordered)
+        self.equal, rest = equal_to(question.where, model, is_sqlite)
+        self.test: Test = test_of(rest, model, is_sqlite)
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
         self.fault = ""
@@ -98,10 +97,6 @@ class Query:
         """The number of rows to be read: those that are kept and one more, which shows whether there are others."""
         return self.capacity + 1
 
-    def entry(self, row: Row) -> Entry:
-        """``row`` as one of its own."""
-        return Entry(row, self.question.fields, self.question.order, self.beside)
-
     def fill(self, entries: Sequence[Entry]) -> Difference:
         """Take what has been read anew, in its order and as many as :attr:`reads` at most.
 
@@ -127,18 +122,18 @@ class Query:
         updated: dict[Key, Entry | None] = {}
         for key, row in rows.items():
             before = self._entries.get(key)
-            after = None if row is None else self.entry(row)
+            after = None if row is None else self.view.entry(row)
             if after is None:
                 if before is None:
                     continue
-            elif after.sort is None and self.is_sorted:
+            elif after.sort is None and self.view.is_sorted:
                 return None
             elif before is not None and before.hash == after.hash and before.row == after.row:
                 continue
             updated[key] = after
         if not updated:
             return Difference([], [])
-        if not self.is_sorted or any(entry.sort is None for entry in self._rows):
+        if not self.view.is_sorted or any(entry.sort is None for entry in self._rows):
             return None
         added = [entry for entry in updated.values() if entry is not None]
         if not self._is_whole:

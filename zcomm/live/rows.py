@@ -18,7 +18,7 @@ from zcomm.budget.written import write_json
 from zcomm.data.models import Field, Model
 from zcomm.live.log import Key
 
-__all__ = ["UNKNOWN", "Entry", "Form", "Row", "compared_by", "sorted_by"]
+__all__ = ["UNKNOWN", "Entry", "Form", "Row", "View", "compared_by", "raw_fields", "sorted_by"]
 
 
 class _Unknown:
@@ -149,7 +149,7 @@ class Row:
     :ivar key: of the row.
     """
 
-    __slots__ = ("_form", "_shown", "_values", "_written", "key", "meanings")
+    __slots__ = ("_form", "_shown", "_values", "_written", "entries", "key", "meanings")
 
     def __init__(self, form: Form, values: Sequence[Any]):
         self._form = form
@@ -159,6 +159,8 @@ class Row:
         #: By field, what filters compare.
         self.meanings: dict[str, Any] = {}
         self._written: dict[tuple[str, ...], bytes] = {}
+        #: As those queries have it that show it alike.
+        self.entries: dict[View, Entry] = {}
 
     def shown(self, name: str) -> Any:
         """A value as clients see it."""
@@ -244,7 +246,7 @@ def sort_key(row: Row, order: Sequence[tuple[str, bool]]) -> tuple[Any, ...] | N
 
 
 class Entry:
-    """A row of a query.
+    """A row as queries have it that show the same fields in the same order.
 
     :ivar name: its key as clients see it, as JSON.
     :ivar row: as JSON.
@@ -254,18 +256,38 @@ class Entry:
 
     __slots__ = ("hash", "key", "name", "row", "sort")
 
-    def __init__(self, row: Row, fields: tuple[str, ...], order: Sequence[tuple[str, bool]], beside: tuple[str, ...]):
-        """
-        :param beside: the fields of the order that are not among ``fields``.
-        """
+    def __init__(self, row: Row, view: View):
         self.key = row.key
         self.name = row.name()
-        self.row = row.written(fields)
-        self.sort = sort_key(row, order)
-        text = self.row + row.written(beside) if beside else self.row
+        self.row = row.written(view.fields)
+        self.sort = sort_key(row, view.order)
+        text = self.row + row.written(view.beside) if view.beside else self.row
         self.hash = int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
 
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
         return len(self.row) + len(self.name) + 400
+
+
+class View:
+    """The fields that a query shows, and the order of its rows.
+
+    :ivar beside: the fields of the order that are not shown.
+    :ivar is_sorted: whether Python knows the order, of most rows at least.
+    """
+
+    __slots__ = ("beside", "fields", "is_sorted", "order")
+
+    def __init__(self, model: Model, fields: tuple[str, ...], order: tuple[tuple[str, bool], ...], is_sqlite: bool):
+        self.fields = fields
+        self.order = order
+        self.beside = tuple(name for name, _ in order if name not in fields)
+        self.is_sorted = all(sorted_by(model.fields[name], is_sqlite) for name, _ in order)
+
+    def entry(self, row: Row) -> Entry:
+        """``row`` as it is shown; made once."""
+        entry = row.entries.get(self)
+        if entry is None:
+            entry = row.entries[self] = Entry(row, self)
+        return entry

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zcomm.data.models import Model
 from zcomm.live.log import Key, KeyForm
 from zcomm.live.query import Query
 from zcomm.live.requests import Question
-from zcomm.live.rows import UNKNOWN, Form, Row
+from zcomm.live.rows import UNKNOWN, Form, Row, View
 
-__all__ = ["Touched", "Watched"]
+__all__ = ["Watched"]
 
-#: Of each query the rows that may have become others for it: ``None`` where one does not match any more.
-Touched = dict[Query, dict[Key, "Row | None"]]
+#: How many pairs of fields and an order are remembered.
+MAX_VIEWS = 1000
 
 
 class Watched:
@@ -38,6 +38,7 @@ class Watched:
         #: By key, the queries that keep the row.
         self._keeping: dict[Key, tuple[Query, ...]] = {}
         self._form: Form | None = None
+        self._views: dict[tuple[Any, ...], View] = {}
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -55,6 +56,16 @@ class Watched:
             wanted = [name for name in self.model.fields if name in names]
             self._form = Form(self.model, wanted, sorted(raw), self.is_sqlite)
         return self._form
+
+    def view(self, question: Question) -> View:
+        """The fields and the order of a query, the same for all that have the same."""
+        key = question.fields, question.order
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) >= MAX_VIEWS:
+                self._views.clear()
+            view = self._views[key] = View(self.model, *key, self.is_sqlite)
+        return view
 
     def add(self, query: Query) -> None:
         """Look after a query from the next step on."""
@@ -102,13 +113,13 @@ class Watched:
         else:
             self._keeping.pop(key, None)
 
-    def follow(self, query: Query, before: Collection[Key]) -> None:
+    def follow(self, query: Query, before: set[Key]) -> None:
         """Take note of the rows that a query keeps now.
 
         :param before: the keys of those that it kept.
         """
         now = query.keys
-        for key in before - now.keys() if isinstance(before, set) else set(before) - now.keys():
+        for key in before - now.keys():
             self._leave(key, query)
         for key in now.keys() - before:
             self._keep(key, query)
@@ -127,24 +138,30 @@ class Watched:
                 for query in keeping:
                     yield query, key, None, False
                 continue
-            seen = set()
-            for query in self._candidates(row):
+            if not keeping:
+                for query, is_sure in self._candidates(row):
+                    verdict = query.test(row)
+                    if verdict is not False:
+                        yield query, key, row, verdict is None or not is_sure
+                continue
+            left = dict.fromkeys(keeping)
+            for query, is_sure in self._candidates(row):
                 verdict = query.test(row)
-                if verdict:
-                    seen.add(query)
-                    yield query, key, row, False
-                elif verdict is None:
-                    seen.add(query)
-                    yield query, key, row, True
-            for query in keeping:
-                if query not in seen:
-                    yield query, key, None, False
+                if verdict is not False:
+                    left.pop(query, None)
+                    yield query, key, row, verdict is None or not is_sure
+            for query in left:
+                yield query, key, None, False
 
-    def _candidates(self, row: Row) -> Iterator[Query]:
+    def _candidates(self, row: Row) -> Iterator[tuple[Query, bool]]:
+        """The queries that ``row`` may match, each with whether it has the value that the query asks for."""
         for name, table in self._equal.items():
             value = row.compared(name)
             if value is UNKNOWN:
-                yield from dict.fromkeys(query for queries in table.values() for query in queries)
+                for query in dict.fromkeys(query for queries in table.values() for query in queries):
+                    yield query, False
             else:
-                yield from table.get(value, ())
-        yield from self._others
+                for query in table.get(value, ()):
+                    yield query, True
+        for query in self._others:
+            yield query, True
