@@ -85,7 +85,7 @@ class Table:
     def read(self) -> list[Entry]:
         """What a read of the query brings."""
         found = [self.row(each["id"]) for each in self.matching()[: self.query.reads]]
-        return [self.view.entry(row) for row in found if row is not None]
+        return [row.entry(self.view) for row in found if row is not None]
 
     def shown(self) -> list[dict[str, Any]]:
         """The rows as clients should see them."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from zcomm.live.rows import Entry
 
-__all__ = ["Difference", "difference"]
+__all__ = ["NOTHING", "Difference", "difference"]
 
 
 class Difference(NamedTuple):
@@ -27,6 +27,10 @@ class Difference(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.gone or self.set)
+
+
+#: No difference.
+NOTHING = Difference([], [])
 
 
 def difference(before: Sequence[Entry], after: Sequence[Entry]) -> Difference:

@@ -23,13 +23,13 @@ from zcomm.data.models import Model
 from zcomm.data.requests import Plan
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, Invalid, TooBusy
+from zcomm.errors import CommandError, InternalError, Invalid, TooBusy
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.query import Query
 from zcomm.live.requests import MAX_BYTES, Question
-from zcomm.live.rows import Form, Row
-from zcomm.live.watched import Watched
+from zcomm.live.rows import Form, Row, Unreadable
+from zcomm.live.watched import Touched, Watched
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.workers import Workers
 
@@ -266,6 +266,8 @@ class Feed:
                     "database an index for it"
                 )
             entries = yield self._entries(query, form, rows)
+        except Unreadable:
+            raise InternalError("A row of it has a value that cannot be read") from None
         finally:
             del self._since[mark]
         query.fill(entries)
@@ -538,8 +540,8 @@ class Feed:
 
     def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, None]:
         """Find out what has become of the queries."""
-        touched: dict[Query, dict[Key, Row | None]] = {}
-        unsure: dict[Query, dict[Key, Row]] = {}
+        touched: Touched = {}
+        unsure: Touched = {}
         for name in names:
             watched = self._watched[name]
             keys = found.keys.get(name, ())
@@ -581,8 +583,8 @@ class Feed:
         watched: Watched,
         found: _Found,
         keys: Iterable[Key],
-        touched: dict[Query, dict[Key, Row | None]],
-        unsure: dict[Query, dict[Key, Row]],
+        touched: Touched,
+        unsure: Touched,
     ) -> Iterator[None]:
         name = watched.model.name
         form = found.forms[name]
@@ -592,37 +594,45 @@ class Feed:
             rows[row.key] = row
             if place % ROWS_AT_ONCE == 0:
                 yield
-        for query, key, there, asks in watched.touched(keys, rows):
-            if query.is_stale:
-                continue
-            if asks and there is not None:
-                unsure.setdefault(query, {})[key] = there
-            else:
-                touched.setdefault(query, {})[key] = there
+        for key in keys:
+            watched.touch(key, rows.get(key), touched, unsure)
             yield
 
-    def _change(self, touched: Mapping[Query, Mapping[Key, Row | None]]) -> Iterator[None]:
+    def _change(self, touched: Touched) -> Iterator[None]:
         for query, rows in touched.items():
             if query.is_stale:
                 continue
-            before, size = set(query.keys), query.size
-            made = query.change(rows)
+            size = query.size
+            try:
+                made = query.change(rows)
+            except Unreadable:
+                self._unreadable(query)
+                continue
             if made is None:
                 query.is_stale = True
             else:
-                self._became(query, before, size, made)
+                self._became(query, size, made)
             yield
 
-    def _became(self, query: Query, before: set[Key], size: int, made: Difference) -> None:
-        self._size += query.size - size
-        self._watched[query.question.model].follow(query, before)
+    def _became(self, query: Query, size: int, made: Difference) -> None:
         if query.fault:
-            self._leaving[query] = None
-            self._listener.ended(query, Invalid(query.fault))
-        elif made:
+            self._end_query(query, Invalid(query.fault))
+            return
+        self._size += query.size - size
+        if query.left or query.came:
+            self._watched[query.question.model].follow(query)
+        if made:
             self._listener.differs(query, made)
 
-    def _ask_which(self, unsure: Mapping[Query, Mapping[Key, Row]]) -> dict[Query, set[Key] | None | Fault]:
+    def _end_query(self, query: Query, error: CommandError) -> None:
+        query.fault = str(error)
+        self._leaving[query] = None
+        self._listener.ended(query, error)
+
+    def _unreadable(self, query: Query) -> None:
+        self._end_query(query, InternalError("A row of it has a value that cannot be read"))
+
+    def _ask_which(self, unsure: Touched) -> dict[Query, set[Key] | None | Fault]:
         """Ask the database which of the rows match. Runs in a thread.
 
         :return: by query the keys of those that do; ``None`` where there was no time for it.
@@ -688,23 +698,24 @@ class Feed:
         return made
 
     def _renew(self, query: Query, form: Form, rows: list[tuple[Any, ...]] | Fault) -> Generator[Any, Any, None]:
-        before, size = set(query.keys), query.size
         if isinstance(rows, Fault):
-            query.is_stale = False
             if rows.kind != "large":
                 self._too_slow(query)
                 raise rows
-            self._leaving[query] = None
-            query.fault = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
-            self._listener.ended(query, Invalid(query.fault))
+            reason = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
+            self._end_query(query, Invalid(reason))
             return
-        entries = yield self._entries(query, form, rows)
-        self._became(query, before, size, query.fill(entries))
+        size = query.size
+        try:
+            entries = yield self._entries(query, form, rows)
+        except Unreadable:
+            self._unreadable(query)
+            return
+        self._became(query, size, query.fill(entries))
 
     def _too_slow(self, query: Query) -> None:
-        self._leaving[query] = None
-        query.fault = "It takes too long to be kept live; narrow its where, or give the database an index for it"
-        self._listener.ended(query, TooBusy(query.fault))
+        reason = "It takes too long to be kept live; narrow its where, or give the database an index for it"
+        self._end_query(query, TooBusy(reason))
 
     # -- threads and slices
 
@@ -730,7 +741,7 @@ class Feed:
 
         def make() -> Iterator[None]:
             for values in rows:
-                made.append(query.view.entry(Row(form, values)))
+                made.append(Row(form, values).entry(query.view))
                 yield
 
         yield from self._slices(make())

@@ -12,7 +12,7 @@ from typing import Any
 
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan
-from zcomm.live.differences import Difference, difference
+from zcomm.live.differences import NOTHING, Difference, difference
 from zcomm.live.judging import Test, equal_to, test_of
 from zcomm.live.log import Key
 from zcomm.live.requests import MAX_ROWS, Question
@@ -26,6 +26,9 @@ _BITS = 2**64 - 1
 _COUNT = 0x9E3779B97F4A7C15
 #: Bytes that a query takes besides its rows.
 _BASE = 4096
+#: Up to how many rows are taken one by one.
+_FEW = 8
+_TOO_MANY = f"More than {MAX_ROWS} rows match; give a limit or a narrower where"
 
 
 class Query:
@@ -43,6 +46,9 @@ class Query:
     :ivar watchers: those who are told of it.
     :ivar is_stale: whether its rows are to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
+    :ivar size: bytes that it takes, about.
+    :ivar left: the keys of the rows that it does not keep any more since it was changed last.
+    :ivar came: those of the rows that it keeps since then.
     """
 
     def __init__(self, question: Question, plan: Plan, model: Model, view: View, is_sqlite: bool):
@@ -67,7 +73,9 @@ class Query:
         #: Whether the rows that are kept are all that match.
         self._is_whole = True
         self._sum = 0
-        self._size = _BASE
+        self.size = _BASE
+        self.left: Sequence[Key] = ()
+        self.came: Sequence[Key] = ()
 
     def __repr__(self) -> str:
         return f"<query {self.question!r:.200}>"
@@ -76,11 +84,6 @@ class Query:
     def rows(self) -> list[Entry]:
         """The rows as clients see them."""
         return self._rows[: self._visible]
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        return self._size
 
     @property
     def digest(self) -> str:
@@ -102,15 +105,18 @@ class Query:
 
         :return: what has changed for clients.
         """
-        before = self.rows
+        before, keys = self.rows, self._entries
         if self.question.limit is None and len(entries) > MAX_ROWS:
-            self.fault = f"More than {MAX_ROWS} rows match; give a limit or a narrower where"
-            return Difference([], [])
+            self.fault = _TOO_MANY
+            return NOTHING
         self._is_whole = len(entries) <= self.capacity
         self._rows = list(entries[: self.capacity])
         self._entries = {entry.key: entry for entry in self._rows}
+        self.left = [key for key in keys if key not in self._entries]
+        self.came = [key for key in self._entries if key not in keys]
         self.is_stale = False
-        self._weigh()
+        self._sum = sum(entry.hash + _COUNT for entry in self.rows)
+        self.size = _BASE + sum(entry.size for entry in self._rows)
         return difference(before, self.rows)
 
     def change(self, rows: Mapping[Key, Row | None]) -> Difference | None:
@@ -118,22 +124,74 @@ class Query:
 
         :param rows: by their keys; ``None`` where one does not match any more.
         :return: what has changed for clients; ``None`` where its rows have to be read anew for that.
+        :raises Unreadable: for a row that cannot be shown.
         """
+        entries, view = self._entries, self.view
         updated: dict[Key, Entry | None] = {}
         for key, row in rows.items():
-            before = self._entries.get(key)
-            after = None if row is None else self.view.entry(row)
+            before = entries.get(key)
+            after = None if row is None else row.entry(view)
             if after is None:
                 if before is None:
                     continue
-            elif after.sort is None and self.view.is_sorted:
+            elif after.sort is None and view.is_sorted:
                 return None
             elif before is not None and before.hash == after.hash and before.row == after.row:
                 continue
             updated[key] = after
         if not updated:
-            return Difference([], [])
-        if not self.view.is_sorted or any(entry.sort is None for entry in self._rows):
+            self.left = self.came = ()
+            return NOTHING
+        if not view.is_sorted:
+            return None
+        if self._is_whole and len(self._rows) + len(updated) <= self._visible:
+            return self._change_few(updated) if len(updated) <= _FEW else self._change_shown(updated)
+        return self._change_window(updated)
+
+    def _change_few(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
+        """Take some rows into a list of which clients see all."""
+        entries, rows = self._entries, self._rows
+        gone: list[Entry] = []
+        left: list[Key] = []
+        came: list[Key] = []
+        for key, after in updated.items():
+            before = entries.get(key)
+            if before is not None:
+                if before.sort is None:
+                    return None
+                place = bisect_left(rows, before.sort, key=_sort)
+                del rows[place]
+                self._sum -= before.hash + _COUNT
+                self.size -= before.size
+                if after is None:
+                    del entries[key]
+                    gone.append(before)
+                    left.append(key)
+            else:
+                came.append(key)
+            if after is not None:
+                rows.insert(bisect_left(rows, _sort(after), key=_sort), after)
+                entries[key] = after
+                self._sum += after.hash + _COUNT
+                self.size += after.size
+        self.left, self.came = left, came
+        places = [(self._place(after), after) for after in updated.values() if after is not None]
+        if len(places) > 1:
+            places.sort(key=_first)
+        return Difference(gone, places)
+
+    def _change_shown(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
+        """Take many rows into a list of which clients see all."""
+        if any(entry.sort is None for entry in self._rows):
+            return None
+        rows = [entry for entry in self._rows if entry.key not in updated]
+        rows += [entry for entry in updated.values() if entry is not None]
+        rows.sort(key=_sort)
+        return self._become(rows, updated)
+
+    def _change_window(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
+        """Take rows into a list of which clients may see a part."""
+        if any(entry.sort is None for entry in self._rows):
             return None
         added = [entry for entry in updated.values() if entry is not None]
         if not self._is_whole:
@@ -148,8 +206,9 @@ class Query:
         if len(kept) < self._visible and not self._is_whole:
             return None
         if self.question.limit is None and len(kept) > MAX_ROWS:
-            self.fault = f"More than {MAX_ROWS} rows match; give a limit or a narrower where"
-            return Difference([], [])
+            self.fault = _TOO_MANY
+            self.left = self.came = ()
+            return NOTHING
         if len(kept) > self.capacity:
             del kept[self.capacity :]
             self._is_whole = False
@@ -164,37 +223,37 @@ class Query:
         now = self._entries = {entry.key: entry for entry in rows}
         is_shown = {entry.key for entry in rows[:seen]} if is_partly_hidden else now.keys()
         told = {key for key in updated if key in is_shown}
-        left = {key for key in updated if key in was_shown and key not in is_shown}
+        hidden = {key for key in updated if key in was_shown and key not in is_shown}
         if is_partly_hidden:
             told |= is_shown - was_shown
-            left |= was_shown - is_shown
-        gone = [before[key] for key in left]
+            hidden |= was_shown - is_shown
+        gone = [before[key] for key in hidden]
         places = [(self._place(now[key]), now[key]) for key in told]
-        places.sort(key=_place)
+        places.sort(key=_first)
         for entry in gone:
             self._sum -= entry.hash + _COUNT
         for _, entry in places:
             if entry.key in was_shown:
                 self._sum -= before[entry.key].hash + _COUNT
             self._sum += entry.hash + _COUNT
+        # One that is pushed out by another is not among those that were updated.
+        self.left = [key for key in before if key not in now]
+        self.came = [key for key in updated if key in now and key not in before]
         for key in updated:
-            self._size += (now[key].size if key in now else 0) - (before[key].size if key in before else 0)
+            self.size += now[key].size if key in now else 0
+        for key in {*self.left, *updated}:
+            self.size -= before[key].size if key in before else 0
         return Difference(gone, places)
 
     def _place(self, entry: Entry) -> int:
         return bisect_left(self._rows, _sort(entry), key=_sort)
-
-    def _weigh(self) -> None:
-        """Count its rows, all of them."""
-        self._sum = sum(entry.hash + _COUNT for entry in self.rows)
-        self._size = _BASE + sum(entry.size for entry in self._rows)
 
 
 def _sort(entry: Entry) -> Any:
     return entry.sort
 
 
-def _place(place: tuple[int, Entry]) -> int:
+def _first(place: tuple[int, Entry]) -> int:
     return place[0]
 
 

@@ -18,7 +18,7 @@ from zcomm.budget.written import write_json
 from zcomm.data.models import Field, Model
 from zcomm.live.log import Key
 
-__all__ = ["UNKNOWN", "Entry", "Form", "Row", "View", "compared_by", "raw_fields", "sorted_by"]
+__all__ = ["UNKNOWN", "Entry", "Form", "Row", "Unreadable", "View", "compared_by", "raw_fields", "sorted_by"]
 
 
 class _Unknown:
@@ -118,99 +118,104 @@ class Form:
     :param names: the fields that are read.
     :param raw: those that are also read as they are stored, behind the others; the key comes last.
     :param is_sqlite: whether the database is one of SQLite.
+    :ivar place: by field, where its value is.
+    :ivar stored: by field, where its value is as it is stored.
+    :ivar reads: the places of values that clients see otherwise, with what makes those.
+    :ivar compared: by field, what filters compare.
     """
 
     def __init__(self, model: Model, names: Sequence[str], raw: Sequence[str], is_sqlite: bool):
         self.model = model
         self.names = tuple(names)
         self.raw = tuple(raw)
+        self.is_sqlite = is_sqlite
         self.place = {name: place for place, name in enumerate(self.names)}
-        self.raw_place = {name: len(self.names) + place for place, name in enumerate(self.raw)}
-        self.key_place = len(self.names) + len(self.raw)
-        self.reads: dict[str, Callable[[Any], Any] | None] = {}
-        self.compared: dict[str, Meaning | None] = {}
-        self.sorted: dict[str, Meaning | None] = {}
-        for name in self.names:
-            field = model.fields[name]
-            column = field.column
-            self.reads[name] = None if column is None else column.raw or column.read
-            self.compared[name] = compared_by(field, is_sqlite)
-            self.sorted[name] = sorted_by(field, is_sqlite)
+        self.stored = self.place | {name: len(self.names) + place for place, name in enumerate(self.raw)}
+        self._key = len(self.names) + len(self.raw)
+        columns = [(self.place[name], model.fields[name].column) for name in self.names]
+        reads = [(place, column.raw or column.read) for place, column in columns if column is not None]
+        self.reads = tuple((place, read) for place, read in reads if read is not None)
+        self.compared = {name: compared_by(model.fields[name], is_sqlite) for name in self.names}
+        #: The key is a number, and shown as it is.
+        self.is_numbered = len(model.key) == 1 and model.fields[model.key[0]].kind.name == "int"
+        self._views: dict[View, _Shape] = {}
 
     def key_of(self, values: Sequence[Any]) -> Key:
         """The key of a row."""
-        key = tuple(values[self.key_place :])
-        return key[0] if len(key) == 1 else key
+        if len(values) == self._key + 1:
+            key: Key = values[self._key]
+            return key
+        return tuple(values[self._key :])
+
+    def shape(self, view: View) -> _Shape:
+        """The rows of this form as ``view`` shows them."""
+        shape = self._views.get(view)
+        if shape is None:
+            shape = self._views[view] = _Shape(self, view)
+        return shape
+
+
+class Unreadable(Exception):
+    """A row that has a value which nobody can read."""
 
 
 class Row:
     """A row as it is in a step.
 
+    :param values: as the database has brought them.
     :ivar key: of the row.
+    :ivar entries: the row as queries have it that show it alike.
     """
 
-    __slots__ = ("_form", "_shown", "_values", "_written", "entries", "key", "meanings")
+    __slots__ = ("_form", "_meanings", "_shown", "_values", "entries", "is_readable", "key")
 
     def __init__(self, form: Form, values: Sequence[Any]):
         self._form = form
-        self._values = values
+        self._values = self._shown = values
         self.key = form.key_of(values)
-        self._shown: dict[str, Any] = {}
-        #: By field, what filters compare.
-        self.meanings: dict[str, Any] = {}
-        self._written: dict[tuple[str, ...], bytes] = {}
-        #: As those queries have it that show it alike.
         self.entries: dict[View, Entry] = {}
-
-    def shown(self, name: str) -> Any:
-        """A value as clients see it."""
-        shown = self._shown
-        if name in shown:
-            return shown[name]
-        form = self._form
-        value = self._values[form.place[name]]
-        read = form.reads[name]
-        if read is not None and value is not None:
-            value = read(value)
-        shown[name] = value
-        return value
+        self._meanings: dict[str, Any] = {}
+        self.is_readable = True
+        if form.reads:
+            shown = self._shown = list(values)
+            try:
+                for place, read in form.reads:
+                    if shown[place] is not None:
+                        shown[place] = read(shown[place])
+            except Exception:
+                # Another program's value, of which a read would fail.
+                self.is_readable = False
 
     def stored(self, name: str) -> Any:
         """A value as the database keeps it, as far as that was asked for."""
-        form = self._form
-        place = form.raw_place.get(name)
-        return self._values[form.place[name] if place is None else place]
+        return self._values[self._form.stored[name]]
 
     def compared(self, name: str) -> Any:
-        """A value as filters compare it: ``None`` for null, and :data:`UNKNOWN` where only the database knows."""
-        meanings = self.meanings
+        """A value as filters compare it: ``None`` for null, and :data:`UNKNOWN` where only the database knows it."""
+        meanings = self._meanings
         if name in meanings:
             return meanings[name]
-        meaning = self._meaning(name, self._form.compared[name])
-        meanings[name] = meaning
-        return meaning
+        form = self._form
+        value = self._values[form.stored[name]]
+        if value is not None:
+            meaning = form.compared[name]
+            value = (
+                UNKNOWN if meaning is None or not self.is_readable else meaning(value, self._shown[form.place[name]])
+            )
+        meanings[name] = value
+        return value
 
-    def sorted(self, name: str) -> Any:
-        """Likewise, what rows are ordered by."""
-        return self._meaning(name, self._form.sorted[name])
+    def entry(self, view: View) -> Entry:
+        """The row as ``view`` shows it; made once.
 
-    def _meaning(self, name: str, meaning: Meaning | None) -> Any:
-        value = self.stored(name)
-        if value is None:
-            return None
-        return UNKNOWN if meaning is None else meaning(value, self.shown(name))
-
-    def written(self, names: tuple[str, ...]) -> bytes:
-        """The JSON of some of its fields, in that order."""
-        text = self._written.get(names)
-        if text is None:
-            text = self._written[names] = write_json({name: self.shown(name) for name in names})
-        return text
-
-    def name(self) -> bytes:
-        """The JSON of its key, as clients see it: a list where it has several fields."""
-        key = self._form.model.key
-        return write_json(self.shown(key[0]) if len(key) == 1 else [self.shown(name) for name in key])
+        :raises Unreadable: where it cannot be.
+        """
+        entry = self.entries.get(view)
+        if entry is None:
+            if not self.is_readable:
+                raise Unreadable
+            entry = self.entries[view] = self._form.shape(view).entry(self.key, self._values, self._shown)
+        return entry
 
 
 class _Down:
@@ -230,44 +235,26 @@ class _Down:
     __hash__ = None  # type: ignore[assignment]
 
 
-def sort_key(row: Row, order: Sequence[tuple[str, bool]]) -> tuple[Any, ...] | None:
-    """The place of a row in ``order``; ``None`` where only the database knows it. Nulls are the largest of all."""
-    made: list[Any] = []
-    for name, descends in order:
-        value = row.sorted(name)
-        if value is UNKNOWN:
-            return None
-        is_null = value is None
-        if descends:
-            made += (not is_null, None if is_null else _Down(value))
-        else:
-            made += (is_null, value)
-    return tuple(made)
-
-
 class Entry:
     """A row as queries have it that show the same fields in the same order.
 
-    :ivar name: its key as clients see it, as JSON.
+    :ivar name: its key as clients see it, as JSON: a list where it has several fields.
     :ivar row: as JSON.
-    :ivar sort: its place in the order; ``None`` where only the database knows it.
+    :ivar sort: its place in the order, in which nulls are the largest of all; ``None`` where only the database knows
+        it.
     :ivar hash: of the row and of what it is ordered by.
+    :ivar size: bytes that it takes, about.
     """
 
-    __slots__ = ("hash", "key", "name", "row", "sort")
+    __slots__ = ("hash", "key", "name", "row", "size", "sort")
 
-    def __init__(self, row: Row, view: View):
-        self.key = row.key
-        self.name = row.name()
-        self.row = row.written(view.fields)
-        self.sort = sort_key(row, view.order)
-        text = self.row + row.written(view.beside) if view.beside else self.row
-        self.hash = int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        return len(self.row) + len(self.name) + 400
+    def __init__(self, key: Key, name: bytes, row: bytes, sort: tuple[Any, ...] | None, hash: int):
+        self.key = key
+        self.name = name
+        self.row = row
+        self.sort = sort
+        self.hash = hash
+        self.size = len(row) + 400
 
 
 class View:
@@ -285,9 +272,39 @@ class View:
         self.beside = tuple(name for name, _ in order if name not in fields)
         self.is_sorted = all(sorted_by(model.fields[name], is_sqlite) for name, _ in order)
 
-    def entry(self, row: Row) -> Entry:
-        """``row`` as it is shown; made once."""
-        entry = row.entries.get(self)
-        if entry is None:
-            entry = row.entries[self] = Entry(row, self)
-        return entry
+
+class _Shape:
+    """The rows of a form as a view shows them."""
+
+    def __init__(self, form: Form, view: View):
+        self._fields = [(name, form.place[name]) for name in view.fields]
+        self._beside = [form.place[name] for name in view.beside]
+        self._key = [form.place[name] for name in form.model.key]
+        self._is_numbered = form.is_numbered
+        #: Of each field of the order where it is stored and where it is shown, its meaning, and whether it descends.
+        self._order = [
+            (form.stored[name], form.place[name], sorted_by(form.model.fields[name], form.is_sqlite), descends)
+            for name, descends in view.order
+        ]
+
+    def entry(self, key: Key, values: Sequence[Any], shown: Sequence[Any]) -> Entry:
+        row = write_json({name: shown[place] for name, place in self._fields})
+        text = row + write_json([shown[place] for place in self._beside]) if self._beside else row
+        if self._is_numbered and type(key) is int:
+            name = b"%d" % key
+        else:
+            names = [shown[place] for place in self._key]
+            name = write_json(names if len(names) > 1 else names[0])
+        sort: list[Any] | None = []
+        for stored, place, meaning, descends in self._order:
+            value = values[stored]
+            if value is None:
+                sort += (not descends, None)  # type: ignore[operator]
+                continue
+            value = UNKNOWN if meaning is None else meaning(value, shown[place])
+            if value is UNKNOWN:
+                sort = None
+                break
+            sort += (descends, _Down(value) if descends else value)  # type: ignore[operator]
+        hash = int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
+        return Entry(key, name, row, None if sort is None else tuple(sort), hash)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zcomm.data.models import Model
@@ -11,7 +10,10 @@ from zcomm.live.query import Query
 from zcomm.live.requests import Question
 from zcomm.live.rows import UNKNOWN, Form, Row, View
 
-__all__ = ["Watched"]
+__all__ = ["Touched", "Watched"]
+
+#: Of each query some rows, by their keys.
+Touched = dict[Query, dict[Key, "Row | None"]]
 
 #: How many pairs of fields and an order are remembered.
 MAX_VIEWS = 1000
@@ -113,55 +115,52 @@ class Watched:
         else:
             self._keeping.pop(key, None)
 
-    def follow(self, query: Query, before: set[Key]) -> None:
-        """Take note of the rows that a query keeps now.
-
-        :param before: the keys of those that it kept.
-        """
-        now = query.keys
-        for key in before - now.keys():
+    def follow(self, query: Query) -> None:
+        """Take note of the rows that a query keeps since it was changed last, and of those that it does not."""
+        for key in query.left:
             self._leave(key, query)
-        for key in now.keys() - before:
+        for key in query.came:
             self._keep(key, query)
 
-    def touched(self, keys: Iterable[Key], rows: Mapping[Key, Row]) -> Iterator[tuple[Query, Key, Row | None, bool]]:
-        """The queries that changed rows may concern.
+    def touch(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> None:
+        """Find the queries that a changed row may concern.
 
-        :param keys: of all rows that have changed.
-        :param rows: those of them that are there.
-        :return: each query with a key; its row, ``None`` where it does not match; whether only the database can tell.
+        :param row: ``None`` where it is not there any more.
+        :param touched: takes of each query the row, or ``None`` where it does not match any more.
+        :param unsure: takes the row of each query of which only the database can tell whether it matches.
         """
-        for key in keys:
-            row = rows.get(key)
-            keeping = self._keeping.get(key, ())
-            if row is None:
-                for query in keeping:
-                    yield query, key, None, False
-                continue
-            if not keeping:
-                for query, is_sure in self._candidates(row):
-                    verdict = query.test(row)
-                    if verdict is not False:
-                        yield query, key, row, verdict is None or not is_sure
-                continue
-            left = dict.fromkeys(keeping)
-            for query, is_sure in self._candidates(row):
-                verdict = query.test(row)
-                if verdict is not False:
-                    left.pop(query, None)
-                    yield query, key, row, verdict is None or not is_sure
-            for query in left:
-                yield query, key, None, False
-
-    def _candidates(self, row: Row) -> Iterator[tuple[Query, bool]]:
-        """The queries that ``row`` may match, each with whether it has the value that the query asks for."""
+        keeping = self._keeping.get(key, ())
+        if row is None:
+            for query in keeping:
+                _take(touched, query, key, None)
+            return
+        found = []
         for name, table in self._equal.items():
             value = row.compared(name)
             if value is UNKNOWN:
                 for query in dict.fromkeys(query for queries in table.values() for query in queries):
-                    yield query, False
-            else:
-                for query in table.get(value, ()):
-                    yield query, True
+                    if query.test(row) is not False:
+                        found.append(query)
+                        _take(unsure, query, key, row)
+                continue
+            for query in table.get(value, ()):
+                verdict = query.test(row)
+                if verdict is not False:
+                    found.append(query)
+                    _take(touched if verdict else unsure, query, key, row)
         for query in self._others:
-            yield query, True
+            verdict = query.test(row)
+            if verdict is not False:
+                found.append(query)
+                _take(touched if verdict else unsure, query, key, row)
+        for query in keeping:
+            if query not in found:
+                _take(touched, query, key, None)
+
+
+def _take(into: Touched, query: Query, key: Key, row: Row | None) -> None:
+    rows = into.get(query)
+    if rows is None:
+        into[query] = {key: row}
+    else:
+        rows[key] = row
