@@ -226,6 +226,10 @@ class Feed:
             if known.fault:
                 # It goes when the step has ended.
                 return self.when_ended().addCallback(lambda _: self.ask(question, plan, owner))
+            if not self.sees_all(question.model) and question not in self._coming:
+                # Of other programs nobody has heard: whoever asks now gets what there is now.
+                known.is_stale = True
+                self._step_soon()
             return succeed(known)
         reading = self._reading.get(question)
         if reading is not None:
@@ -595,7 +599,7 @@ class Feed:
             if place % ROWS_AT_ONCE == 0:
                 yield
         for key in keys:
-            watched.touch(key, rows.get(key), touched, unsure)
+            watched.look_at(key, rows.get(key), touched, unsure)
             yield
 
     def _change(self, touched: Touched) -> Iterator[None]:

@@ -135,9 +135,10 @@ class LiveQueries:
                     if query is not None:
                         self.feed.leave(query, keeper)
                     self._check_memory(client)
-                    fresh = self.feed.fresh if self.feed.knows(question) else 0
+                    was_known = self.feed.knows(question)
                     query = yield self.feed.ask(question, plan, owner_of(client))
                     query.watchers[keeper] = None
+                    fresh = self.feed.fresh if was_known else 0
                     continue
                 if self.feed.ended < fresh or (self.feed.is_running and not self.feed.is_coming(query)):
                     yield self.feed.when_ended()

@@ -64,6 +64,8 @@ class Query:
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
         self.fault = ""
+        kinds = {model.fields[name].kind.name for name in model.key}
+        self._has_plain_keys = not is_sqlite or kinds <= {"int", "str"}
         limit = question.limit
         self._visible = MAX_ROWS if limit is None else limit
         #: How many rows are kept.
@@ -115,6 +117,8 @@ class Query:
         self.left = [key for key in keys if key not in self._entries]
         self.came = [key for key in self._entries if key not in keys]
         self.is_stale = False
+        if self._are_alike():
+            return NOTHING
         self._sum = sum(entry.hash + _COUNT for entry in self.rows)
         self.size = _BASE + sum(entry.size for entry in self._rows)
         return difference(before, self.rows)
@@ -144,9 +148,21 @@ class Query:
             return NOTHING
         if not view.is_sorted:
             return None
-        if self._is_whole and len(self._rows) + len(updated) <= self._visible:
-            return self._change_few(updated) if len(updated) <= _FEW else self._change_shown(updated)
-        return self._change_window(updated)
+        if not self._is_whole or len(self._rows) + len(updated) > self._visible:
+            made = self._change_window(updated)
+        elif len(updated) <= _FEW:
+            made = self._change_few(updated)
+        else:
+            made = self._change_shown(updated)
+        return NOTHING if self._are_alike() else made
+
+    def _are_alike(self) -> bool:
+        """Whether two rows have keys that clients could not tell apart: forms of one value, which another program has
+        written to a key of SQLite's."""
+        if self._has_plain_keys or len({entry.name for entry in self._rows}) == len(self._rows):
+            return False
+        self.fault = "Two of its rows have keys that look the same; give one of them another"
+        return True
 
     def _change_few(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
         """Take some rows into a list of which clients see all."""

@@ -122,7 +122,7 @@ class Watched:
         for key in query.came:
             self._keep(key, query)
 
-    def touch(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> None:
+    def look_at(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> None:
         """Find the queries that a changed row may concern.
 
         :param row: ``None`` where it is not there any more.
