@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -20,8 +24,8 @@ from zcomm.data.execution import Execution, Job
 from zcomm.data.models import Schema
 from zcomm.data.requests import Command, make_plan
 from zcomm.data.schema import load_schema
-from zcomm.live.log import Changes
-from zcomm.live.sqlite.log import SQLiteLog
+from zcomm.live.log import Changes, KeyForm
+from zcomm.live.sqlite.log import LEASE, MANY, QUOTA, SQLiteLog, live_facts, live_off_sql, live_sql
 
 SCHEMA = """
 Users:
@@ -93,6 +97,12 @@ def keys(log: SQLiteLog) -> dict[str, Any]:
     changes = step(log)
     assert changes.known
     return {name: None if found is None else set(found) for name, found in changes.keys.items()}
+
+
+def is_anew(log: SQLiteLog) -> bool:
+    """Whether a step is told that all rows of users may have changed."""
+    changes = step(log)
+    return not changes.known or changes.keys.get("Users", ()) is None
 
 
 @pytest.fixture(params=["wal", "delete"])
@@ -424,3 +434,536 @@ def test_a_snapshot_stays_what_it_is(watched: Watched):
     assert connection.run("SELECT count(*) FROM Others", (), True)[0] == [(2,)]
     connection.commit()
     connection.close()
+
+
+#: A program that writes to a file until it is killed, each row in a transaction of its own and sometimes undone.
+WRITER = """
+import sqlite3, sys
+other = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+number = int(sys.argv[2])
+print("begun", flush=True)
+while True:
+    number += 1
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT OR REPLACE INTO Users VALUES (?, ?, 0)", (number, str(number % 7)))
+    other.execute("UPDATE Users SET n = n + 1 WHERE id % 3 = ?", (number % 3,))
+    if number % 5 == 0:
+        other.execute("DELETE FROM Users WHERE id % 11 = ?", (number % 11,))
+    other.execute("ROLLBACK" if number % 4 == 0 else "COMMIT")
+"""
+#: One that watches a file, and renews its lease, until it is killed.
+HOLDER = """
+import sys, time
+import sqlalchemy as sa
+from zcomm.data.drivers.sqlite import SQLiteDatabase
+from zcomm.data.schema import load_schema
+from zcomm.live.sqlite.log import LEASE, MANY, QUOTA, SQLiteLog, live_facts, live_off_sql, live_sql
+schema = load_schema(sys.argv[2])
+log = SQLiteLog(SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1])), lambda: schema)
+log.prepare(list(schema.models.values()))
+log.watch()
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def program(source: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that has begun, killed at the end."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", source, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        yield running
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+
+
+def read_rows(log: SQLiteLog) -> dict[int, tuple[Any, ...]]:
+    return {row[0]: row for row in log.run("SELECT id, email, n FROM Users", ())}
+
+
+def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched: Watched):
+    """What differs between the snapshots of two steps has been told by its key, whoever wrote and died meanwhile."""
+    log = watched.prepared()
+    before: dict[int, tuple[Any, ...]] = {}
+    steps = told = 0
+    with program(WRITER, str(watched.path), "0") as first, program(WRITER, str(watched.path), "100000"):
+        until = time.monotonic() + 60
+        while steps < 60:
+            assert time.monotonic() < until
+            if steps == 30:
+                first.send_signal(signal.SIGKILL)
+                first.wait()
+            try:
+                if steps % 10 == 9:
+                    log.tend()
+                changes = log.begin(("Users",))
+                after = read_rows(log)
+            except Fault as fault:
+                # Without a write-ahead log a reader waits for writers, and may not get its turn.
+                assert fault.kind in ("busy", "timeout")
+                continue
+            finally:
+                log.end()
+            assert changes.known
+            differ = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            found = changes.keys.get("Users", set())
+            # Programs that are quick have changed too many.
+            if found is not None:
+                assert differ <= set(found)
+                told += len(found)
+            before = after
+            steps += 1
+    assert told > 100
+    watched.other.execute("PRAGMA busy_timeout = 10000")
+    assert watched.other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_nothing_is_logged_while_nobody_watches(watched: Watched):
+    """Not before, and not after; and the log is empty then."""
+    watched.log.prepare(list(watched.schema.models.values()))
+    watched.other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert watched.rows() == 0
+    log = watched.prepared()
+    watched.other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    assert watched.rows() == 1
+    log.rest()
+    watched.other.execute("INSERT INTO Users VALUES (3, 'c', 1)")
+    assert watched.other.execute("SELECT count(*) FROM zcomm_changes").fetchone() == (0,)
+    log.watch()
+    assert not step(log).known
+    watched.other.execute("DELETE FROM Users WHERE id = 1")
+    assert keys(log) == {"Users": {1}}
+
+
+def test_a_second_reader_has_a_lease_of_its_own(watched: Watched):
+    """Each is told all once; the log has what the slower one has not read, and no more."""
+    log = watched.prepared()
+    with closing(watched.another()) as second:
+        watched.prepared(second)
+        step(log)
+        for number in range(5):
+            watched.other.execute("INSERT INTO Users (email) VALUES (?)", (str(number),))
+            step(log)
+            log.tend()
+        assert watched.rows() == 5
+        assert keys(second) == {"Users": {1, 2, 3, 4, 5}}
+        second.tend()
+        assert watched.rows() <= 1
+        log.rest()
+        watched.other.execute("DELETE FROM Users WHERE id = 2")
+        assert keys(second) == {"Users": {2}}
+        second.rest()
+        assert watched.rows() == 0
+
+
+def test_a_reader_that_was_killed_keeps_nobody(watched: Watched):
+    """Its lease ends by itself; then the log is the others' alone, who remove what it has left."""
+    with program(HOLDER, str(watched.path), SCHEMA):
+        watched.other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert live_facts(lambda sql, given: watched.other.execute(sql, given).fetchall(), time.time()).leases[0] > 0
+    watched.other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    assert watched.rows() == 2
+    # Time goes by for its lease alone.
+    watched.other.execute("UPDATE zcomm_live SET until = until - ?", (LEASE,))
+    watched.other.execute("INSERT INTO Users VALUES (3, 'c', 1)")
+    assert watched.rows() == 2
+    log = watched.prepared()
+    log.tend()
+    assert watched.rows() == 0
+    assert len(live_facts(lambda sql, given: watched.other.execute(sql, given).fetchall(), time.time()).leases) == 1
+
+
+LAPSES: dict[str, tuple[str, ...]] = {
+    "expired": ("UPDATE zcomm_live SET until = unixepoch()",),
+    "removed": ("DELETE FROM zcomm_live",),
+    "of an older copy": ("UPDATE zcomm_live SET mark = 'x'",),
+    "log removed": ("DELETE FROM zcomm_changes",),
+    "log removed in part": (
+        "INSERT INTO Users (email) VALUES ('y'), ('z')",
+        "DELETE FROM zcomm_changes WHERE id = (SELECT max(id) - 1 FROM zcomm_changes)",
+    ),
+    "tables removed": (
+        "DROP TABLE zcomm_live",
+        "DROP TABLE zcomm_changes",
+        "CREATE TABLE zcomm_live (life TEXT PRIMARY KEY, until INTEGER, upto INTEGER, done INTEGER, mark TEXT)",
+        "CREATE TABLE zcomm_changes (id INTEGER PRIMARY KEY, model TEXT NOT NULL, key)",
+    ),
+}
+
+
+@pytest.mark.parametrize("ways", LAPSES.values(), ids=LAPSES)
+def test_a_lease_that_did_not_hold_leaves_everything_unknown(ways: tuple[str, ...], watched: Watched):
+    """Once: then all is told again."""
+    log, other = watched.prepared(), watched.other
+    for way in ways:
+        other.execute(way)
+    other.execute("INSERT INTO Users VALUES (101, 'a', 1)")
+    assert log.changed()
+    assert not step(log).known
+    other.execute("INSERT INTO Users VALUES (102, 'b', 1)")
+    assert log.changed()
+    assert keys(log) == {"Users": {102}}
+    # Likewise where it is renewed first.
+    for way in ways:
+        other.execute(way.replace("'y'", "'v'").replace("'z'", "'w'"))
+    other.execute("INSERT INTO Users VALUES (203, 'c', 1)")
+    log._renewed = float("-inf")
+    log.tend()
+    assert log.changed()
+    assert not step(log).known
+
+
+def test_tables_of_the_log_that_are_gone_are_made_again(watched: Watched):
+    """Until then nobody can write to what is watched; that lasts no longer than a second."""
+    log, other = watched.prepared(), watched.other
+    other.execute("DROP TABLE zcomm_changes")
+    other.execute("DROP TABLE zcomm_live")
+    with pytest.raises(sqlite3.OperationalError, match="zcomm_live"):
+        other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert log.changed()
+    assert not step(log).known
+    # SQLite looks at the tables anew for this, and not for what a trigger misses.
+    other.execute("SELECT * FROM zcomm_live")
+    other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert keys(log) == {"Users": {1}}
+    other.execute("DROP TABLE zcomm_changes")
+    database = SQLiteDatabase(sa.make_url(f"sqlite:///{watched.path}"))
+    execution = _execution(database, watched.schema)
+    assert watched.another().prepare(list(watched.schema.models.values()))["Users"] == ""
+    other.execute("SELECT * FROM zcomm_changes")
+    other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    execution.pool.close()
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_clock_that_is_set_leaves_everything_unknown(seconds: int, watched: Watched):
+    """Also where it is set back before anybody has looked at the lease: others may have taken it for expired."""
+    ahead = [0.0]
+    watched.log.close()
+    watched.log = log = watched.prepared(watched.another(lambda: time.time() + ahead[0]))
+    ahead[0] = seconds
+    assert log.changed()
+    assert not step(log).known
+    assert not log.changed()
+    ahead[0] = 0.0
+    assert log.tend() == {}
+    assert log.changed()
+    assert not step(log).known
+    assert keys(log) == {}
+
+
+def test_a_step_that_fails_is_told_again(watched: Watched):
+    """What it was told is part of the next one, whatever has changed since."""
+    log, other = watched.prepared(), watched.other
+    other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert log.begin(()).keys == {"Users": {1}}
+    with pytest.raises(Fault):
+        log.run("SELECT nothing FROM Users", ())
+    log.end()
+    other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    assert log.changed()
+    assert keys(log) == {"Users": {1, 2}}
+    assert keys(log) == {}
+
+
+def test_a_lease_that_is_lost_during_a_step_is_noticed_after_it(watched: Watched):
+    """The end of a step makes nothing known that was not."""
+    log, other = watched.prepared(), watched.other
+    log.begin(())
+    if other.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+        other.execute("DELETE FROM zcomm_live")
+        other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert log.tend() == {}
+    log._offset += 100
+    log.tend()
+    assert log.changed()
+    log.end()
+    assert not step(log).known
+    assert keys(log) == {}
+
+
+def test_a_lease_is_renewed_between_steps(watched: Watched):
+    """Also where each look finds a step under way."""
+    log, other = watched.prepared(), watched.other
+    left = "SELECT until FROM zcomm_live"
+    other.execute("UPDATE zcomm_live SET until = until - 20")
+    (before,) = other.execute(left).fetchone()
+    log._renewed -= 20
+    log.begin(())
+    log.tend()
+    assert other.execute(left).fetchone() == (before,)
+    log.end()
+    assert log.begin(()).known
+    log.end()
+    assert other.execute(left).fetchone()[0] > before
+
+
+def test_many_changes_are_told_as_many(watched: Watched):
+    """A model with more than are told one by one is read anew, and others are not; what passes the length of the log
+    leaves everything unknown, and costs the writer no more."""
+    log, other = watched.prepared(), watched.other
+    numbers = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < {})"
+    other.execute("INSERT INTO Seats VALUES ('a', 1, 'n')")
+    other.execute(f"{numbers.format(MANY + 500)} INSERT INTO Users SELECT x, x, x FROM c")
+    assert keys(log) == {"Users": None, "Seats": {("a", 1)}}
+    other.execute("UPDATE Seats SET note = 'm'")
+    assert keys(log) == {"Seats": {("a", 1)}}
+    log.tend()
+    for _ in range(QUOTA // MANY + 1):
+        other.execute("UPDATE Users SET n = n + 1")
+    assert watched.rows() <= QUOTA + 1
+    assert not step(log).known
+    log.tend()
+    other.execute("DELETE FROM Users WHERE id = 1")
+    assert keys(log) == {"Users": {1}}
+    assert watched.rows() < 10
+
+
+DDL: dict[str, tuple[str, ...]] = {
+    "triggers removed": ("DROP TRIGGER {0}", "INSERT INTO Users VALUES (1, 'a', 1)"),
+    "in a transaction": ("BEGIN", "DROP TRIGGER {0}", "INSERT INTO Users VALUES (1, 'a', 1)", "{1}", "COMMIT"),
+    "table made anew": (
+        "DROP TABLE Users",
+        "CREATE TABLE Users (id INTEGER PRIMARY KEY, email TEXT UNIQUE, n INT)",
+        "INSERT INTO Users VALUES (1, 'a', 1)",
+    ),
+    "table exchanged": (
+        "CREATE TABLE made (id INTEGER PRIMARY KEY, email TEXT UNIQUE, n INT)",
+        "INSERT INTO made VALUES (1, 'a', 1)",
+        "ALTER TABLE Users RENAME TO older",
+        "ALTER TABLE made RENAME TO Users",
+    ),
+    "column renamed and back": (
+        "ALTER TABLE Users RENAME COLUMN email TO mail",
+        "INSERT INTO Users VALUES (1, 'a', 1)",
+        "ALTER TABLE Users RENAME COLUMN mail TO email",
+    ),
+    "another index": (
+        "CREATE UNIQUE INDEX u ON Users (n)",
+        "INSERT INTO Users VALUES (1, 'a', 1)",
+        "INSERT OR REPLACE INTO Users VALUES (2, 'b', 1)",
+    ),
+    "a trigger that ignores": (
+        "CREATE TRIGGER x AFTER INSERT ON Users BEGIN SELECT RAISE(/* */ IGNORE); END",
+        "INSERT INTO Users VALUES (1, 'a', 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("statements", DDL.values(), ids=DDL)
+def test_tables_that_others_change_are_read_anew(statements: tuple[str, ...], watched: Watched):
+    """At once, until the triggers are as they should be again; a second later they are."""
+    log, other = watched.prepared(), watched.other
+    triggers = other.execute(
+        "SELECT name, sql FROM sqlite_master "
+        "WHERE type = 'trigger' AND tbl_name = 'Users' AND sql LIKE '% AFTER INSERT %'"
+    ).fetchone()
+    for statement in statements:
+        other.execute(statement.format(*triggers))
+    assert log.changed()
+    assert is_anew(log)
+    other.execute("INSERT INTO Users VALUES (11, 'x', 11)")
+    assert log.changed()
+    changes = step(log)
+    assert not changes.known or changes.keys in ({"Users": None}, {"Users": {11}})
+    assert log.tend() == {}
+    assert is_anew(log) or not log.changed()
+    other.execute("INSERT INTO Users VALUES (12, 'y', 12)")
+    other.execute("UPDATE OR REPLACE Users SET email = 'y' WHERE id = 11")
+    found = keys(log)["Users"]
+    assert found == {11, 12} or (found is None and "ignores" in statements[0].replace("IGNORE", "ignores"))
+    triggers = other.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'zcomm_live_%'")
+    assert triggers.fetchone()[0] <= 12
+
+
+def test_a_table_that_is_gone_is_not_watched_any_more(watched: Watched):
+    """The others are; and it is watched again once it is there again."""
+    log, other = watched.prepared(), watched.other
+    other.execute("ALTER TABLE Seats RENAME TO Places")
+    assert is_anew(log)
+    assert log.tend() == {"Seats": "it is gone"}
+    step(log)
+    other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    assert keys(log) == {"Users": {2}}
+    other.execute("ALTER TABLE Places RENAME TO Seats")
+    log._looked = float("-inf")
+    assert log.tend() == {"Seats": ""}
+    assert is_anew(log)
+    other.execute("INSERT INTO Seats VALUES ('a', 1, 'n')")
+    assert keys(log) == {"Seats": {("a", 1)}}
+
+
+def test_a_copy_that_is_restored_leaves_everything_unknown(watched: Watched, tmp_path: Path):
+    """By SQLite itself, into the file that is open: as it was before the last renewal of the lease, or without one."""
+    log, other = watched.prepared(), watched.other
+    other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    with closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        other.backup(copy)
+        log._renewed = float("-inf")
+        log.tend()
+        assert step(log).known
+        copy.backup(other)
+    assert log.changed()
+    assert not step(log).known
+    other.execute("INSERT INTO Users VALUES (2, 'b', 1)")
+    assert keys(log) == {"Users": {2}}
+
+
+@pytest.mark.skipif(not which("sqlite3"), reason="there is no sqlite3 to run")
+def test_a_dump_goes_into_another_file(watched: Watched, tmp_path: Path):
+    """With the triggers and what was logged: there all is unknown at first, and logged then as here."""
+    watched.prepared()
+    watched.other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    dump = subprocess.run(["sqlite3", str(watched.path), ".dump"], capture_output=True, text=True, check=True).stdout
+    path = tmp_path / "other.sqlite3"
+    subprocess.run(["sqlite3", str(path)], input=dump, capture_output=True, text=True, check=True)
+    os.chmod(path, 0o600)
+    there = Watched(path, watched.schema)
+    log = there.prepared()
+    subprocess.run(["sqlite3", str(path), "REPLACE INTO Users VALUES (2, 'a', 1)"], check=True)
+    assert keys(log) == {"Users": {1, 2}}
+    there.close()
+
+
+def test_why_a_table_is_not_watched(tmp_path: Path):
+    """It says so, and what can be watched is; nothing fails."""
+    path = tmp_path / "data.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as made:
+        os.chmod(path, 0o600)
+        made.executescript(
+            "CREATE TABLE Plain (id INTEGER PRIMARY KEY, a TEXT); CREATE VIEW Seen AS SELECT * FROM Plain;"
+            "CREATE VIRTUAL TABLE Words USING fts5(id, a); CREATE TABLE Real (id REAL PRIMARY KEY, a TEXT);"
+            "CREATE TABLE Bytes (id BLOB PRIMARY KEY, a TEXT)"
+        )
+    schema = load_schema(
+        "".join(
+            f"{name}:\n  _model: {{live: true}}\n  id: {{type: {kind}, pk: true}}\n"
+            for name, kind in {"Plain": "int", "Seen": "int", "Words": "str", "Real": "int", "Bytes": "bytes"}.items()
+        )
+    )
+    database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
+    with closing(SQLiteLog(database, lambda: schema)) as log:
+        models = list(schema.models.values())
+        assert log.prepare(models) == {
+            "Plain": "",
+            "Seen": "it is a view",
+            "Words": "it is a virtual table",
+            "Real": "it has a key that is kept as a floating-point number",
+            "Bytes": "it has a key that is kept as bytes",
+        }
+        assert log.key_form(schema.models["Bytes"]) == "has a key that is kept as bytes"
+        log.watch()
+        assert not step(log).known
+    with closing(sqlite3.connect(path, isolation_level=None)) as made:
+        made.executescript("DROP TABLE zcomm_changes; CREATE TABLE zcomm_changes (a)")
+    with closing(SQLiteLog(database, lambda: schema)) as log:
+        assert log.prepare(models)["Plain"] == "there is a table zcomm_changes that is not zComm's; rename it"
+        log.watch()
+        assert step(log) == Changes({})
+        assert not log.changed()
+        assert log.tend() == {}
+    with closing(sqlite3.connect(path, isolation_level=None)) as made:
+        made.executescript("DROP TABLE zcomm_changes")
+    with closing(SQLiteLog(database, lambda: schema)) as log:
+        assert log.prepare(models)["Plain"] == ""
+    with closing(SQLiteLog(SQLiteDatabase(sa.make_url(f"sqlite:///{path}?mode=ro")), lambda: schema)) as log:
+        reasons = log.prepare(models)
+        assert reasons["Plain"] == "the file cannot be written to, and so no triggers can be made"
+        log.watch()
+        log.begin(("Plain",))
+        assert log.run("SELECT id FROM Plain", ()) == []
+        log.end()
+        log.rest()
+
+
+def test_a_person_turns_it_on_and_off(watched: Watched):
+    """The statements do what the server does, which has nothing to do then; and they take all away again."""
+    other = watched.other
+
+    def ask(sql: str, given: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return other.execute(sql, given).fetchall()
+
+    def schema() -> list[Any]:
+        return other.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+
+    before = schema()
+    for name in ("Users", "Seats"):
+        other.executescript(live_sql(watched.schema.models[name], ask))
+    made = schema()
+    assert live_sql(watched.schema.models["Users"], ask) == ""
+    watched.prepared()
+    assert schema() == made
+    facts = live_facts(ask, time.time())
+    assert (facts.rows, len(facts.leases), set(facts.tables)) == (1, 1, {"Users", "Seats"})
+    other.executescript(live_off_sql(ask))
+    assert schema() == before
+    assert live_facts(ask, time.time()) == (0, (), {})
+
+
+def test_keys_that_cannot_be_named_are_told_as_many(watched: Watched):
+    """They do no harm: no write fails because of them."""
+    log, other = watched.prepared(), watched.other
+    for row, number in ((None, 1), (b"a", 1), ("a", 1.5), ("a\0b", 1), ("x" * 2000, 1), ("a", b"\xff")):
+        other.execute("INSERT INTO Seats VALUES (?, ?, 'n')", (row, number))
+        assert keys(log) == {"Seats": None}
+    other.execute("INSERT INTO Seats VALUES (CAST(x'ff' AS TEXT), 1, 'n')")
+    assert keys(log) == {"Seats": None}
+    other.execute("UPDATE Seats SET note = 'm' WHERE number = 1 AND \"row\" IS NULL")
+    assert keys(log) == {"Seats": None}
+
+
+def test_a_program_that_trusts_no_schema_can_write(watched: Watched):
+    """Nothing that the triggers call is kept from them then."""
+    log, other = watched.prepared(), watched.other
+    other.execute("PRAGMA trusted_schema = OFF")
+    other.execute("PRAGMA cell_size_check = ON")
+    other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    other.execute("INSERT INTO Seats VALUES ('a', 1, 'n')")
+    assert keys(log) == {"Users": {1}, "Seats": {("a", 1)}}
+
+
+def test_a_write_looks_at_few_rows(watched: Watched):
+    """What is unique is looked up in its index, also where that is one of some rows, or of an expression."""
+    other = watched.other
+    other.execute("CREATE UNIQUE INDEX u ON Users (n) WHERE email > 'a'")
+    other.execute("CREATE UNIQUE INDEX v ON Users (lower(email) DESC)")
+    watched.prepared()
+    numbers = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 5000)"
+    other.execute(f"{numbers} INSERT INTO Users SELECT x, 'b' || x, x FROM c")
+    looks = [0]
+
+    def look() -> int:
+        looks[0] += 1
+        return 0
+
+    other.set_progress_handler(look, 100)
+    other.execute("INSERT INTO Users VALUES (10000, 'x', 10000)")
+    other.execute("UPDATE Users SET email = 'z', n = 10001 WHERE id = 10000")
+    other.execute("INSERT OR REPLACE INTO Users VALUES (10002, 'Z', 5)")
+    other.execute("DELETE FROM Users WHERE id = 1")
+    assert looks[0] < 50
+
+
+def test_keys_of_the_log_find_their_rows(watched: Watched):
+    """By an index, and the columns bring what the log has."""
+    log, other = watched.prepared(), watched.other
+    for name, rows in {
+        "Users": [(2**62, "a", 1), (-1, "b", 1), (5, "c", 1)],
+        "Seats": [("a,'b", 1, "n"), ('"é\\', -(2**62), "n"), ("5", 5, "n")],
+    }.items():
+        for row in rows:
+            other.execute(f"INSERT INTO {name} VALUES (?, ?, ?)", row)
+        form = log.key_form(watched.schema.models[name])
+        assert isinstance(form, KeyForm)
+        told = keys(log)[name]
+        sql = f"SELECT {', '.join(form.columns)} FROM {name} WHERE {form.condition}"
+        found = other.execute(sql, (form.encode(list(told)),)).fetchall()
+        assert {row[0] if len(row) == 1 else row for row in found} == told
+        assert len(told) == 3
+        plan = [row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {sql}", (form.encode(list(told)),))]
+        assert any(each.startswith(f"SEARCH {name} USING ") for each in plan)

@@ -412,18 +412,29 @@ class FileWatch:
         if sight.immutable:
             same = _looks(self.path) == sight.looks and identity_of(self.log_file()) is None
             return sight if same else None
-        looks = _looks(self.path)
-        if looks == sight.looks:
+        if _looks(self.path) == sight.looks:
             return sight
-        version = _version(raw)
+        looks, version = self._at_rest(raw)
         if version == sight.version or raw.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
             return None
         return Sight(looks, version, sight.schema, False) if _schema(raw) == sight.schema else None
 
     def seen(self, raw: sqlite3.Connection, sight: Sight) -> Sight:
         """The state of the file for a connection that has just written to it itself."""
-        looks = _looks(self.path)
-        return sight if looks == sight.looks else replace(sight, looks=looks, version=_version(raw))
+        if _looks(self.path) == sight.looks:
+            return sight
+        looks, version = self._at_rest(raw)
+        return replace(sight, looks=looks, version=version)
+
+    def _at_rest(self, raw: sqlite3.Connection) -> tuple[tuple[int, int] | None, int]:
+        """The look at a file without a log, and SQLite's count of what others wrote, while nobody writes by SQLite: in
+        the middle of a write it looks otherwise than after that, and the count is the same."""
+        raw.execute("BEGIN").close()
+        try:
+            version = _version(raw)
+            return _looks(self.path), version
+        finally:
+            raw.execute("ROLLBACK").close()
 
     def _verify_names(self) -> None:
         """Raise :class:`Fault` where other files stand at the paths than those that are open."""

@@ -49,7 +49,7 @@ QUOTA = 100_000
 #: How many changes are told one by one.
 MANY = 10_000
 #: How many rows of the log are removed in one go.
-SLICE = 1000
+SLICE = 5000
 #: Seconds between two looks at whether the triggers are there.
 LOOK = 60.0
 #: Seconds by which the clock may run otherwise than time does, between two looks at it.
@@ -82,6 +82,10 @@ _ANY_LEASE = "SELECT 1 FROM zcomm_live LIMIT 1"
 _READ = "SELECT id, model, key FROM zcomm_changes WHERE id >= ? ORDER BY id LIMIT ?"
 _REST = "SELECT model, count(*) FROM zcomm_changes WHERE id > ? GROUP BY model"
 
+_ELSEWHERE = (
+    "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name IN (SELECT value FROM json_each(?)) "
+    "AND lower(tbl_name) <> lower(?)"
+)
 #: The kinds whose values may be kept as what is no key here.
 _UNNAMED = {
     "float": "a floating-point number",
@@ -196,7 +200,7 @@ class SQLiteLog:
         now = int(self._now())
         connection.run(_TAKE_OVER, (now, self._life), False)
         connection.run(_ANCHOR, (), False)
-        self._at = self._cleaned = _ask(connection)(_LAST, ())[0][0]
+        self._at, self._cleaned = _ask(connection)(_LAST, ())[0][0], 0
         self._mark = secrets.token_hex(8)
         lease = (self._life, now + LEASE, self._at + QUOTA, self._at, self._mark)
         connection.run(_LEASE, lease, False)
@@ -228,8 +232,7 @@ class SQLiteLog:
                 with self._writing() as connection:
                     # Whether it was committed is not known where that fails.
                     self._holds = False
-                    if not self._extend(connection, at, mark):
-                        mark, at, most = self._mark, self._at, 0
+                    held = self._extend(connection, at, mark)
                     touched = connection.run(_CLEAN, (most,), False)[1]
             except Fault as fault:
                 if fault.kind != "in_the_way" or most <= 1:
@@ -237,8 +240,11 @@ class SQLiteLog:
                 # Others' writes come first. Nothing was done.
                 self._holds, most = True, most // 2
                 continue
-            self._mark, self._holds, self._renewed = mark, True, time.monotonic()
-            if touched < most or not most:
+            self._holds, self._renewed = True, time.monotonic()
+            if not held:
+                return
+            self._mark = mark
+            if touched < most:
                 self._cleaned = at
                 return
 
@@ -417,10 +423,13 @@ class SQLiteLog:
             if self._shared is not None:
                 with self._shared(spare=True) as connection:
                     return self._has_changed(_ask(connection))
-            if self._reader is None or self._reader.renewals != self._renewals:
+            if self._reader is None:
                 return True
-            ask = _ask(self._reader)
-            return ask(_VERSION, ())[0][0] != self._content and self._has_changed(ask)
+            content = self._reader.run(_VERSION, (), True)[0][0][0]
+            if self._reader.renewals != self._renewals:
+                # The numbers of another connection say nothing.
+                return True
+            return content != self._content and self._has_changed(_ask(self._reader))
         except Fault as fault:
             if fault.kind == "migrated":
                 return True
@@ -468,12 +477,16 @@ class SQLiteLog:
         """Install what is missing, in a transaction that writes."""
         ask = _ask(connection)
         found = _Installed({}, {}, {}, set())
-        for table, made in MAKE_TABLES.items():
-            there = ask("SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE name = ?", (table,))
+        # First of all something that SQLite looks for in the file: what it knows of tables may be from before.
+        ask("SELECT count(*) FROM sqlite_master", ())
+        for table, (made, columns) in MAKE_TABLES.items():
+            there = [name for (name,) in ask("SELECT name FROM pragma_table_info(?)", (table,))]
             if not there:
                 connection.run(made, (), False)
-            elif there[0][0] != made.encode():
+            elif there != columns:
                 raise Fault("unsupported", (), f"there is a table {table} that is not zComm's; rename it")
+        # A transaction that writes nothing begins in a file that cannot be written to as well.
+        connection.run(_EXPIRED, (int(self._now()),), False)
         for name, model in self._current().items():
             key = [model.fields[each].column_name for each in model.key]
             shape = found.shapes[name] = shape_of(ask, model.table)
@@ -509,12 +522,16 @@ class SQLiteLog:
                     is_old = first and literal(label_of(table, key)) in sql
                     if wanted.get(name, "") != sql and (is_old or not is_live_trigger(name.encode(), sql.encode())):
                         connection.run(f"DROP TRIGGER {name_in_quotes(name)}", (), False)
+                # Those of a table that was given another name went along, with their names.
+                for (name,) in ask(_ELSEWHERE, (json.dumps(list(wanted)), table)):
+                    connection.run(f"DROP TRIGGER {name_in_quotes(name)}", (), False)
                 for name, sql in wanted.items():
                     if there.get(name) != sql:
                         connection.run(sql, (), False)
                 for sql in writes_of(table, shape):
                     # No write may fail for them, and SQLite looks at them then only.
-                    ask(sql, ())
+                    # An EXPLAIN that was compiled before tables changed may crash, or bring what memory has by chance.
+                    ask(f"{sql} /* {secrets.token_hex(8)} */", ())
             except Fault as fault:
                 if fault.kind not in ("refused", "unknown", "invalid", "unsupported", "migrated"):
                     raise
@@ -652,7 +669,7 @@ def live_sql(model: Model, ask: Ask) -> str:
     if reason:
         return f"-- {model.name}: its table is not watched: {reason}\n"
     there = {str(name) for (name,) in ask("SELECT name FROM sqlite_master WHERE type = 'table'", ())}
-    made = [sql for table, sql in MAKE_TABLES.items() if table not in there]
+    made = [sql for table, (sql, _) in MAKE_TABLES.items() if table not in there]
     installed_here = installed(ask, model.table)
     made += [sql for name, sql in triggers_of(model.table, key, shape).items() if installed_here.get(name) != sql]
     return "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *made, "COMMIT")) if made else ""

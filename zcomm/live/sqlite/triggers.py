@@ -34,11 +34,18 @@ __all__ = [
 ]
 
 CHANGES, LEASES = "zcomm_changes", "zcomm_live"
-#: Without AUTOINCREMENT, which would cost each write: one row is left as long as somebody may read the log.
+#: The statements that make both, and their columns. Without AUTOINCREMENT, which would cost each write: one row is left
+#: as long as somebody may read the log.
 MAKE_TABLES = {
-    CHANGES: f"CREATE TABLE {CHANGES} (id INTEGER PRIMARY KEY, model TEXT NOT NULL, key)",
-    LEASES: f"CREATE TABLE {LEASES} (life TEXT PRIMARY KEY, until INTEGER NOT NULL, upto INTEGER NOT NULL, "
-    "done INTEGER NOT NULL, mark TEXT NOT NULL)",
+    CHANGES: (
+        f"CREATE TABLE {CHANGES} (id INTEGER PRIMARY KEY, model TEXT NOT NULL, key)",
+        ["id", "model", "key"],
+    ),
+    LEASES: (
+        f"CREATE TABLE {LEASES} (life TEXT PRIMARY KEY, until INTEGER NOT NULL, upto INTEGER NOT NULL, "
+        "done INTEGER NOT NULL, mark TEXT NOT NULL)",
+        ["life", "until", "upto", "done", "mark"],
+    ),
 }
 #: Bytes of a text that is logged as a key. Longer ones are logged as many.
 _LONGEST = 1000
