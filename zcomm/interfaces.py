@@ -23,6 +23,7 @@ from zcomm.peers import block_of
 __all__ = [
     "ACTIONS",
     "ANONYMOUS",
+    "Among",
     "Audience",
     "Broadcast",
     "Change",
@@ -550,6 +551,19 @@ class FieldRights:
 NO_FIELD_RIGHTS = FieldRights()
 
 
+class Among(msgspec.Struct, frozen=True):
+    """The values of a field in rows of another model: a right to rows that goes by membership.
+
+    :ivar model: that other model.
+    :ivar field: the field of it whose values are meant.
+    :ivar where: the values that the rows have in other fields, by name; those of all rows when it is empty.
+    """
+
+    model: str
+    field: str
+    where: tuple[tuple[str, str | int | bool], ...] = ()
+
+
 class Permissions(Protocol):
     """The rights of identities. They are checked for each command and each broadcast, on the server.
 
@@ -573,7 +587,8 @@ class Permissions(Protocol):
         """
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
-        """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
+        """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty. In the
+        place of a value :class:`Among` stands for the values in rows of another model."""
 
 
 def field_rights(permissions: Permissions, identity: Identity, model: str) -> FieldRights:

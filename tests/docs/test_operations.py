@@ -463,6 +463,17 @@ def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningS
     copy.close()
 
 
+@runs("security-membership")
+def test_rights_go_by_membership():
+    """The grant of the page reaches the rows of the user's own memberships."""
+    from zcomm.auth.policy import Policy
+    from zcomm.interfaces import Among, Identity
+
+    policy = Policy.from_yaml(block("security-membership").text, "policy.yaml")
+    rows = policy.rows(Identity("ann", "member"), "Tasks")
+    assert rows == {"board_id": Among("Members", "board_id", (("user", "ann"),))}
+
+
 @runs("security-policy")
 def test_the_policy_grants_what_it_says():
     """An editor may write users and call one function; a guest may read, but not everything; whoever is not named may

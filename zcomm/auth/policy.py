@@ -27,6 +27,10 @@ its actions reach only the rows whose fields have these values, where ``$name`` 
 
         Employees: {actions: [read, update], fields: {hide: [salary], readonly: [role]}}
 
+The rows in reach may be those of a membership: of the values that another model has in a field, in rows of the user's::
+
+        Tasks: {actions: "*", rows: {board_id: {in: {model: Members, field: board_id, where: {user: $name}}}}}
+
 A topic is granted what all patterns that fit it grant together; but one whose name stands there by itself, with or
 without ``$name`` and ``$role``, is granted what stands there, and nothing of the patterns.
 """
@@ -39,7 +43,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from zcomm.errors import ConfigError
-from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity
+from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, Among, FieldRights, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 from zcomm.topics.names import MAX_NAME, is_topic_name, user_part
@@ -60,6 +64,8 @@ _ADMIN = ("metrics",)
 #: What a model may have beside its actions, and what ``fields`` may say.
 _MODEL_KEYS = ("actions", "rows", "fields")
 _FIELD_KEYS = ("hide", "readonly")
+#: The parts of a membership.
+_AMONG = ("model", "field", "where")
 
 
 def is_operator(identity: Identity) -> bool:
@@ -199,7 +205,7 @@ class Policy:
         if not rows:
             return {}
         own = {"$name": identity.name, "$role": identity.role}
-        return {field: own.get(value, value) if isinstance(value, str) else value for field, value in rows.items()}
+        return {field: _resolved(value, own) for field, value in rows.items()}
 
     def row_fields(self, model: str) -> frozenset[str]:
         """The fields of ``model`` that :meth:`rows` may name."""
@@ -279,6 +285,13 @@ class Policy:
                     yield Grant(role, model, actions, rows, fields)
 
 
+def _resolved(value: Any, own: Mapping[str, str]) -> Any:
+    """A granted value, with the user's own name and role in their places."""
+    if isinstance(value, Among):
+        return Among(value.model, value.field, tuple((name, _resolved(each, own)) for name, each in value.where))
+    return own.get(value, value) if isinstance(value, str) else value
+
+
 def _role(name: str, role: Any) -> str:
     if not isinstance(role, str) or not role.strip():
         raise ConfigError(name, f"the role {role!r} is not text; put it in quotes")
@@ -356,18 +369,40 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
         raise ConfigError(name, f"{where}: only a model that is named has rows; name each")
     if not isinstance(rows, dict) or not rows:
         raise ConfigError(name, f"{where}: must map fields to values, like {{owner: $name}}")
-    for field, value in rows.items():
+    for field in rows:
         if not isinstance(field, str):
             raise ConfigError(name, f"{where}: {field!r} is not text; put it in quotes")
-        if not isinstance(value, (str, int)):
-            raise ConfigError(
-                name, f"{where}: {field}: must be a text, a whole number, true or false, not {value!r:.60}"
-            )
-        if isinstance(value, str) and value.startswith("$") and value not in _OWN:
-            raise ConfigError(
-                name, f"{where}: {field}: unknown value {value!r}{did_you_mean(value, _OWN, or_list=True)}"
-            )
-    return rows
+    return {field: _granted_value(name, f"{where}: {field}", value) for field, value in rows.items()}
+
+
+def _granted_value(name: str, where: str, value: Any, nested: bool = False) -> Any:
+    if isinstance(value, dict) and not nested:
+        return _among(name, where, value)
+    if not isinstance(value, (str, int)):
+        raise ConfigError(name, f"{where}: must be a text, a whole number, true or false, not {value!r:.60}")
+    if isinstance(value, str) and value.startswith("$") and value not in _OWN:
+        raise ConfigError(name, f"{where}: unknown value {value!r}{did_you_mean(value, _OWN, or_list=True)}")
+    return value
+
+
+def _among(name: str, where: str, value: dict[Any, Any]) -> Among:
+    """A membership."""
+    inner = value.get("in")
+    if value.keys() != {"in"} or not isinstance(inner, dict):
+        raise ConfigError(
+            name, f"{where}: must be a value, or {{in: {{model: …, field: …, where: …}}}}, not {value!r:.60}"
+        )
+    for key in inner:
+        if key not in _AMONG:
+            raise ConfigError(name, f"{where}: in: unknown key {key!r}{did_you_mean(key, _AMONG, or_list=True)}")
+    for key in _AMONG[:2]:
+        if not isinstance(inner.get(key), str):
+            raise ConfigError(name, f"{where}: in: {key} must be a name")
+    rows = inner.get("where")
+    if not isinstance(rows, dict) or not rows or not all(isinstance(field, str) for field in rows):
+        raise ConfigError(name, f"{where}: in: where must map fields to values, like {{user: $name}}")
+    values = [(field, _granted_value(name, f"{where}: in: where: {field}", each, True)) for field, each in rows.items()]
+    return Among(inner["model"], inner["field"], tuple(values))
 
 
 def _fields(name: str, where: str, model: str, fields: Any) -> FieldRights:

@@ -724,7 +724,15 @@ class Execution:
                 if astray is not None:
                     found = connection.run(astray.sql, bind(plan, astray.parameters, numbers=numbers), True)[0]
                     if found:
-                        names = [plan.confined[place][0] for (place,) in found]
+                        outside = {
+                            plan.confined[place].name: "cannot have this value"
+                            for (place,) in found
+                            if plan.confined[place].is_right
+                        }
+                        if outside:
+                            fields = ", ".join(f"{plan.model.name}.{name}" for name in outside)
+                            raise PermissionDenied(f"{fields} cannot have this value", outside)
+                        names = [plan.confined[place].name for (place,) in found]
                         columns = tuple(plan.model.fields[name].column_name for name in names)
                         raise Fault("foreign_key", columns, "a row is out of reach, or not there")
                 pointing = first.pointing

@@ -11,17 +11,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
-from zcomm.data.row_security import check_written, restrict, visible
+from zcomm.data.row_security import check_written, members, restrict, visible
 from zcomm.data.values import is_small, json_pieces
 from zcomm.errors import Invalid, PermissionDenied
-from zcomm.interfaces import ACTIONS
+from zcomm.interfaces import ACTIONS, Among
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["Command", "MAX_OFFSET", "Plan", "finds_few", "make_plan", "parse_command"]
+__all__ = ["Command", "Confined", "MAX_OFFSET", "Plan", "finds_few", "make_plan", "parse_command"]
 
 #: What each action takes beside ``action`` and ``model``.
 _TAKES: dict[str, frozenset[str]] = {
@@ -91,6 +91,23 @@ class Command:
         return not is_small(values)
 
 
+class Confined(NamedTuple):
+    """A written field that may have the values of some rows only.
+
+    :ivar name: of the field.
+    :ivar model: the model of those rows.
+    :ivar field: the field of it whose values are meant.
+    :ivar shape: of the filter for them.
+    :ivar is_right: whether that is a right to the row that is written, and not what it may point to.
+    """
+
+    name: str
+    model: str
+    field: str
+    shape: tuple[Any, ...]
+    is_right: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A request checked against its model.
@@ -102,8 +119,8 @@ class Plan:
     :ivar written: the names of the fields that are written.
     :ivar nothing: whether no row can match, so that the database need not be asked.
     :ivar restricted: whether an upsert may meet a row that is not in reach.
-    :ivar confined: the written fields that may point to some rows only, each with the shape of the filter for those;
-        its values are the last slots.
+    :ivar confined: the written fields that may have the values of some rows only; the values of their filters are the
+        last slots.
     """
 
     action: str
@@ -115,7 +132,7 @@ class Plan:
     written: tuple[str, ...] = ()
     nothing: bool = False
     restricted: bool = False
-    confined: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    confined: tuple[Confined, ...] = ()
 
 
 def parse_command(horizontal: Any, action: str | None = None, model: str | None = None) -> Command:
@@ -198,7 +215,20 @@ def make_plan(
         if action in model.capabilities.lacks:
             raise PermissionDenied(f"The database does no {action} on {model.name}: {model.capabilities.lacks[action]}")
     plan = _PLANNERS[command.action](command, model, row_cap, rows)
-    return plan if targets is None else _confine(plan, command, rows, targets)
+    if targets is not None:
+        plan = _confine(plan, command, rows, targets)
+    return _confine_members(plan, rows)
+
+
+def _confine_members(plan: Plan, rows: Rows) -> Plan:
+    """``plan``, which leaves the rows that it writes among those that rights reach by a membership."""
+    confined, slots = plan.confined, plan.slots
+    for name, value in rows.items():
+        if isinstance(value, Among) and name in plan.written:
+            found = members(value)
+            confined += (Confined(name, value.model, value.field, found.shape, True),)
+            slots += found.slots
+    return plan if confined is plan.confined else replace(plan, confined=confined, slots=slots)
 
 
 def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str, str], Filter]) -> Plan:
@@ -214,7 +244,7 @@ def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str, s
             continue
         where = targets(reference.model, reference.field)
         if not where.everything:
-            confined.append((name, where.shape))
+            confined.append(Confined(name, reference.model, reference.field, where.shape))
             slots += where.slots
     return replace(plan, confined=tuple(confined), slots=slots) if confined else plan
 
@@ -348,7 +378,7 @@ def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
         raise PermissionDenied(f"{names} cannot be written", protected)
     if wrong:
         if command.action != "update":
-            given = {*values, *rows}
+            given = {*values, *(name for name, value in rows.items() if not isinstance(value, Among))}
             wrong |= {name: "is required" for name in model.fields if name not in given and name in model.needed}
         raise model.invalid(wrong)
     return accepted

@@ -1,8 +1,9 @@
 """Row-level security: the rows in reach are those that have given values in given fields.
 
-A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.auth.policy`). What is asked is narrowed to those rows, and
-what is written has to stay among them. What is written to a field that points to another row points to one in reach,
-or to where it pointed before.
+A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.auth.policy`); the values may also be those of a field in
+rows of another model (:class:`~zcomm.interfaces.Among`), which the database looks up. What is asked is narrowed to
+those rows, and what is written has to stay among them. What is written to a field that points to another row points to
+one in reach, or to where it pointed before.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ from typing import Any
 from zcomm.data.filters import EVERYTHING, Filter, and_
 from zcomm.data.models import Field, Model, Schema
 from zcomm.errors import PermissionDenied
-from zcomm.interfaces import FieldRights
+from zcomm.interfaces import Among, FieldRights
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["check_written", "restrict", "targets", "tells_apart", "told_apart", "validate_grant", "visible"]
+__all__ = [
+    "check_written",
+    "members",
+    "restrict",
+    "targets",
+    "tells_apart",
+    "told_apart",
+    "validate_grant",
+    "visible",
+]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
+#: Kinds by which rows may belong to those of another model.
+_MEMBERS = ("int", "str", "uuid")
 #: The filter that no row matches.
 _NOTHING = Filter(("$false",))
 
@@ -34,7 +46,7 @@ def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any], fields: 
     found = schema.models.get(model)
     if found is None:
         return f"there is no model {quoted(model)}{did_you_mean(model, schema.models)}"
-    fault = _fault_of_rows(found, rows)
+    fault = _fault_of_rows(found, rows, schema)
     if fault:
         return f"rows: {fault}"
     fault = _fault_of_fields(found, fields, rows, creates)
@@ -54,7 +66,8 @@ def _fault_of_fields(model: Model, rights: FieldRights, rows: Mapping[str, Any],
             if field.pk and part == "hide":
                 return f"hide: {model.name}.{name} is the primary key, which clients need to name a row"
             # Whether a table makes a key that is missing here, nobody knows yet.
-            if creates and not model.read_only and name in model.needed and not field.pk and name not in rows:
+            is_needed = isinstance(rows.get(name), Among) or (name in model.needed and not field.pk)
+            if creates and not model.read_only and is_needed and (name not in rows or isinstance(rows[name], Among)):
                 return (
                     f"{part}: {model.name}.{name} is required, and who creates a row could not give it; "
                     "give it a default in the schema, or take create away"
@@ -62,11 +75,16 @@ def _fault_of_fields(model: Model, rights: FieldRights, rows: Mapping[str, Any],
     return ""
 
 
-def _fault_of_rows(model: Model, rows: Mapping[str, Any]) -> str:
+def _fault_of_rows(model: Model, rows: Mapping[str, Any], schema: Schema) -> str:
     for name, value in rows.items():
         field = model.fields.get(name)
         if field is None or field.hidden:
             return _unknown(model, name)
+        if isinstance(value, Among):
+            fault = _fault_of_members(model, field, value, schema)
+            if fault:
+                return f"{name}: in: {fault}"
+            continue
         if field.kind.name not in _KINDS:
             return f"{model.name}.{name} is of type {field.kind.name}; rows can be told apart by {', '.join(_KINDS)}"
         try:
@@ -74,6 +92,24 @@ def _fault_of_rows(model: Model, rows: Mapping[str, Any]) -> str:
         except ValueError as error:
             return f"{model.name}.{name} {error}"
     return ""
+
+
+def _fault_of_members(model: Model, field: Field, among: Among, schema: Schema) -> str:
+    other = schema.models.get(among.model)
+    if other is None:
+        return f"there is no model {quoted(among.model)}{did_you_mean(among.model, schema.models)}"
+    target = other.fields.get(among.field)
+    if target is None or target.hidden:
+        return _unknown(other, among.field)
+    if field.kind.name != target.kind.name:
+        return (
+            f"{model.name}.{field.name} is of type {field.kind.name}, and {other.name}.{target.name} of type "
+            f"{target.kind.name}"
+        )
+    if field.kind.name not in _MEMBERS:
+        return f"{model.name}.{field.name} is of type {field.kind.name}; rows can belong by {', '.join(_MEMBERS)}"
+    fault = _fault_of_rows(other, dict(among.where), schema)
+    return fault and f"where: {fault}"
 
 
 def tells_apart(field: Field) -> bool:
@@ -84,7 +120,20 @@ def tells_apart(field: Field) -> bool:
 def restrict(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:
     """The filter ``where``, narrowed to the rows in reach."""
     for name, value in rows.items():
-        where = and_(Filter((name, "same"), ((model.fields[name].kind.name, value),)), where)
+        if isinstance(value, Among):
+            found = members(value)
+            reached = Filter((name, "among", value.model, value.field, found.shape), found.slots)
+        else:
+            reached = Filter((name, "same"), ((model.fields[name].kind.name, value),))
+        where = and_(reached, where)
+    return where
+
+
+def members(among: Among) -> Filter:
+    """The rows of the other model that ``among`` means, as a filter on that."""
+    where = EVERYTHING
+    for name, value in among.where:
+        where = and_(Filter((name, "same"), ((type(value).__name__, value),)), where)
     return where
 
 
@@ -96,14 +145,19 @@ def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any],
     :raises PermissionDenied: naming the fields that would take it out of reach.
     :raises Invalid: for a granted value that its column cannot keep.
     """
-    outside = {name: "cannot have this value" for name in rows if name in values and values[name] != rows[name]}
+    fixed = {name: value for name, value in rows.items() if not isinstance(value, Among)}
+    outside = {name: "cannot have this value" for name in fixed if name in values and values[name] != fixed[name]}
     if outside:
         raise PermissionDenied(
             f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside
         )
     if not fill:
         return values
-    for name, value in rows.items():
+    missing = {name: "is required" for name in rows if name not in fixed and values.get(name) is None}
+    if missing:
+        # Whose a row is that says nothing of it, nobody can tell.
+        raise model.invalid(missing)
+    for name, value in fixed.items():
         column = model.fields[name].column
         if column is None:
             continue
@@ -115,7 +169,7 @@ def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any],
                 column.check(value)
             except ValueError as error:
                 raise model.invalid({name: str(error)}) from None
-    return {**values, **rows}
+    return {**values, **fixed}
 
 
 def told_apart(model: Model, row: dict[str, Any]) -> dict[str, Any]:

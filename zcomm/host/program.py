@@ -29,7 +29,7 @@ from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
 from zcomm.host.host import Host
 from zcomm.host.line import HostLine
-from zcomm.interfaces import Identity, Permissions
+from zcomm.interfaces import Among, Identity, Permissions
 from zcomm.runtime.workers import Workers
 from zcomm.text import did_you_mean
 
@@ -124,8 +124,12 @@ class Program(Service):
 
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))
-        if self._schema is not None:
-            for each in policy.narrow_grants():
+        for each in policy.narrow_grants():
+            if self._schema is None:
+                if any(isinstance(value, Among) for value in each.rows.values()):
+                    reason = "rows: in: rows can belong to those of another model in zComm's own data only"
+                    raise ConfigError(str(path), f"role {each.role}: models: {each.model}: {reason}")
+            else:
                 fault = validate_grant(self._schema, each.model, each.rows, each.fields, "create" in each.actions)
                 if fault:
                     raise ConfigError(str(path), f"role {each.role}: models: {each.model}: {fault}")

@@ -71,11 +71,15 @@ class Listener(Protocol):
 @dataclass(slots=True)
 class _Found:
     """What a step has read: by model the keys of the rows that have changed, and those of them that are there; ``None``
-    where all of its queries have to be read anew."""
+    where all of its queries have to be read anew.
+
+    :ivar members: the models of which rows have changed by which others are in reach.
+    """
 
     keys: Keys = field(default_factory=dict)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     forms: dict[str, Form] = field(default_factory=dict)
+    members: set[str] = field(default_factory=set)
     known: bool = True
 
 
@@ -115,6 +119,8 @@ class Feed:
         self._number = 0
         self._is_running = self._is_due = self._is_watching = False
         self._leaving: dict[Query, None] = {}
+        #: Those whose rows have to be read anew, the ones that have waited for longest first.
+        self._stale: dict[Query, None] = {}
         self._ending: Waiters[None] = Waiters()
         self._ended = self._size = 0
         self._next: IDelayedCall | None = None
@@ -228,7 +234,7 @@ class Feed:
                 return self.when_ended().addCallback(lambda _: self.ask(question, plan, owner))
             if not self.sees_all(question.model) and question not in self._coming:
                 # Of other programs nobody has heard: whoever asks now gets what there is now.
-                known.is_stale = True
+                self._outdate(known)
                 self._step_soon()
             return succeed(known)
         reading = self._reading.get(question)
@@ -310,6 +316,7 @@ class Feed:
             self._size -= query.size
             self._joining = [each for each in self._joining if each[0] is not query]
         watched = self._watched.get(query.question.model)
+        self._stale.pop(query, None)
         if watched is not None and watched.queries.get(query.question) is query:
             watched.remove(query)
             self._size -= query.size
@@ -439,8 +446,7 @@ class Feed:
             if query.fault or not query.watchers:
                 self._forget(query)
         self._ending.fire(None)
-        is_left = any(query.is_stale for watched in self._watched.values() for query in watched.queries.values())
-        if self._is_due or is_left:
+        if self._is_due or self._stale:
             self._step_soon(after)
 
     @inlineCallbacks
@@ -461,7 +467,11 @@ class Feed:
                 found.known = False
                 for watched in self._watched.values():
                     for query in watched.queries.values():
-                        query.is_stale = True
+                        self._outdate(query)
+            for name in names if found.members else ():
+                for query in self._watched[name].queries.values():
+                    if not query.depends.isdisjoint(found.members):
+                        self._outdate(query)
             yield from self._settle(found, names)
         finally:
             yield self._thread(self._changes.end)
@@ -481,8 +491,8 @@ class Feed:
             for number, found in self._past:
                 if number < since:
                     continue
-                if not found.known:
-                    query.is_stale = True
+                if not found.known or not query.depends.isdisjoint(found.members):
+                    self._outdate(query)
                 elif model in found.keys:
                     _merge(extra, model, found.keys[model])
         self._joining = []
@@ -495,9 +505,11 @@ class Feed:
         """Begin a step: read what has changed. Runs in a thread."""
         log = self._changes
         log.watch()
-        changes = log.begin(names)
+        others = {other for name in names for other in self._watched[name].depends}
+        changes = log.begin({*names, *others})
         found = _Found(known=changes.known)
         try:
+            found.members = {name for name in others if (keys := changes.keys.get(name, ())) is None or keys}
             for name in names:
                 keys = set(changes.keys.get(name, ()) or ())
                 mine = told.get(name, set())
@@ -551,7 +563,7 @@ class Feed:
             keys = found.keys.get(name, ())
             if keys is None:
                 for query in watched.queries.values():
-                    query.is_stale = True
+                    self._outdate(query)
             elif keys and found.known:
                 yield from self._slices(self._touch(watched, found, keys, touched, unsure))
         if unsure:
@@ -562,7 +574,7 @@ class Feed:
                     self._too_slow(query)
                     raise keys
                 if keys is None:
-                    query.is_stale = True
+                    self._outdate(query)
                     continue
                 mine = touched.setdefault(query, {})
                 for key, row in unsure[query].items():
@@ -571,12 +583,7 @@ class Feed:
                     elif key in query.keys:
                         mine[key] = None
         yield from self._slices(self._change(touched))
-        stale = [
-            query
-            for watched in self._watched.values()
-            for query in watched.queries.values()
-            if query.is_stale and query.watchers and not query.fault
-        ]
+        stale = [query for query in self._stale if query.watchers and not query.fault]
         if stale:
             anew = yield self._thread(self._read_anew, stale)
             for query, form, rows in anew:
@@ -613,7 +620,7 @@ class Feed:
                 self._unreadable(query)
                 continue
             if made is None:
-                query.is_stale = True
+                self._outdate(query)
             else:
                 self._became(query, size, made)
             yield
@@ -715,7 +722,13 @@ class Feed:
         except Unreadable:
             self._unreadable(query)
             return
+        self._stale.pop(query, None)
         self._became(query, size, query.fill(entries))
+
+    def _outdate(self, query: Query) -> None:
+        """Have the rows of ``query`` read anew, in this step or one of the next."""
+        query.is_stale = True
+        self._stale[query] = None
 
     def _too_slow(self, query: Query) -> None:
         reason = "It takes too long to be kept live; narrow its where, or give the database an index for it"

@@ -73,6 +73,8 @@ def _count(shape: tuple[Any, ...]) -> int:
     how = shape[1]
     if how in ("in", "not_in"):
         return int(shape[2])
+    if how == "among":
+        return _count(shape[4])
     return {"between": 2, "isnull": 0, "notnull": 0}.get(how, 1)
 
 

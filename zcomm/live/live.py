@@ -17,7 +17,7 @@ from zcomm.config import Limits
 from zcomm.data.requests import Plan
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied, TooBusy, Unavailable
-from zcomm.interfaces import RIGHTS, Client, Permissions, Request, field_rights, owner_of
+from zcomm.interfaces import RIGHTS, Among, Client, Permissions, Request, field_rights, owner_of
 from zcomm.live.differences import Difference
 from zcomm.live.feed import SLICE, Feed
 from zcomm.live.log import ChangeLog
@@ -229,6 +229,12 @@ class LiveQueries:
             return any(permissions.allows(identity, right, "model", model) for right in RIGHTS["model"])
 
         model = self._store.schema.find(asked.command.model, known).restricted(rights[2])
+        for value in rights[1].values():
+            if isinstance(value, Among) and not self.feed.sees_all(value.model):
+                raise Invalid(
+                    f"{model.name} cannot be asked for live: its rows are in reach by {value.model}, whose table is "
+                    "not watched"
+                )
         return question_of(asked.command, model, rights[1])
 
     def _is_as_before(self, subscription: Subscription) -> bool:

@@ -43,6 +43,7 @@ class Query:
     :ivar raw: those that it has to read as they are stored.
     :ivar equal: a field and its values, one of which each row has that matches; ``None`` where there is none.
     :ivar test: whether a row matches that has one of those, as far as Python knows.
+    :ivar depends: the models of the memberships that its rows are in reach by.
     :ivar watchers: those who are told of it.
     :ivar is_stale: whether its rows are to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
@@ -61,6 +62,7 @@ class Query:
         self.raw = raw_fields(model, (*ordered, *asked), is_sqlite)
         self.equal, rest = equal_to(question.where, model, is_sqlite)
         self.test: Test = test_of(rest, model, is_sqlite)
+        self.depends = frozenset(_others_of(question.where.shape))
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
         self.fault = ""
@@ -271,6 +273,13 @@ def _sort(entry: Entry) -> Any:
 
 def _first(place: tuple[int, Entry]) -> int:
     return place[0]
+
+
+def _others_of(shape: tuple[Any, ...]) -> list[str]:
+    """The other models that a filter looks into."""
+    if shape[0] in ("$and", "$or", "$not"):
+        return [name for part in shape[1:] for name in _others_of(part)]
+    return [shape[2]] if len(shape) > 1 and shape[1] == "among" else []
 
 
 def _fields_of(shape: tuple[Any, ...]) -> list[str]:

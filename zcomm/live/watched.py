@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from zcomm.data.models import Model
@@ -41,6 +42,8 @@ class Watched:
         self._keeping: dict[Key, tuple[Query, ...]] = {}
         self._form: Form | None = None
         self._views: dict[tuple[Any, ...], View] = {}
+        #: The models by whose rows those of queries are in reach, with how many queries that is.
+        self.depends: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -72,6 +75,7 @@ class Watched:
     def add(self, query: Query) -> None:
         """Look after a query from the next step on."""
         self.queries[query.question] = query
+        self.depends.update(query.depends)
         if query.equal is None:
             self._others[query] = None
         else:
@@ -89,6 +93,8 @@ class Watched:
         """Look after a query no more."""
         if self.queries.pop(query.question, None) is None:
             return
+        self.depends.subtract(query.depends)
+        self.depends += Counter()
         if query.equal is None:
             self._others.pop(query, None)
         else:

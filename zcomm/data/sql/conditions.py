@@ -50,10 +50,14 @@ class Conditions:
     """The conditions of filters on the tables of one database. Safe to use from any thread.
 
     :param dialect: of the database, with positional parameters.
+    :param tables: by model, for conditions that look into others.
+    :param models: all of them by name.
     """
 
-    def __init__(self, dialect: Dialect):
+    def __init__(self, dialect: Dialect, tables: Mapping[str, sa.Table], models: Mapping[str, Model]):
         self._dialect = dialect
+        self._tables = tables
+        self._models = models
         self._sqlite = dialect.name == "sqlite"
         #: Those that filters are made of. There are as many as fields and operators.
         self._leaves: dict[tuple[Any, ...], _Leaf] = {}
@@ -106,6 +110,8 @@ class Conditions:
             return self._looking(field, table, shape, binds)
         if operator in ("listed", "not_listed"):
             return self._listed(field, table, operator, binds)
+        if operator == "among":
+            return self._among(field, table, shape, binds)
         if field.column is not None and field.column.compare is not None and operator not in ("isnull", "notnull"):
             count = {"in": 1, "not_in": 1}.get(operator, 0) and shape[2] or 1 + (operator == "between")
             own: ColumnElement[bool] = field.column.compare(
@@ -150,6 +156,27 @@ class Conditions:
         if negated:
             return sa.or_(column != sa.all_(values), _is_null(column))
         return column == sa.any_(values)
+
+    def _among(self, field: Field, table: sa.Table, shape: tuple[Any, ...], binds: Binds) -> ColumnElement[bool]:
+        """The condition that ``field`` has a value that another model has in rows that match: letter by letter.
+
+        :param shape: the field; the operator; the other model, its field, and the shape of the filter on it.
+        """
+        _, _, other, target, where = shape
+        model, rows = self._models[other], self._tables[other].alias()
+        found = sa.select(self._exactly(model.fields[target], rows))
+        inner: Any = rows
+        found = found.select_from(rows).where(self.of(where, inner, binds.of(model, rows)))
+        return self._exactly(field, table).in_(found)
+
+    def _exactly(self, field: Field, table: Any) -> ColumnElement[Any]:
+        """The column of ``field`` so that equal is what is the same letter by letter."""
+        column, own = compared(field, table), field.column
+        if not field.kind.textual:
+            return column
+        if self._sqlite:
+            return sa.collate(column, "BINARY")
+        return column if own is None or own.exact else sa.collate(sa.cast(column, sa.Text()), "C")
 
     def _same(self, field: Field, table: sa.Table, binds: Binds) -> ColumnElement[bool]:
         """Equal, letter by letter, also where the column's own comparison takes other texts for equal ones."""

@@ -161,7 +161,7 @@ class Statements:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._size = 0
-        self._conditions = Conditions(dialect)
+        self._conditions = Conditions(dialect, tables, models)
 
     def of(self, plan: Plan) -> Statement:
         """The statement of ``plan``."""
@@ -571,13 +571,12 @@ class Statements:
         if plan.action == "upsert":
             reached = sa.and_(reached, self._conditions.of(plan.shape[4], table, binds))
         found = []
-        for place, (name, shape) in enumerate(plan.confined):
-            field, value = plan.model.fields[name], binds.values[name]
-            reference: Any = field.fk
-            model = self._models[reference.model]
-            parent: Any = self._tables[reference.model].alias()
-            target = _equal(model.fields[reference.field], parent, "same", value)
-            within = self._conditions.of(shape, parent, binds.of(model, parent))
+        for place, confined in enumerate(plan.confined):
+            field, value = plan.model.fields[confined.name], binds.values[confined.name]
+            model = self._models[confined.model]
+            parent: Any = self._tables[confined.model].alias()
+            target = _equal(model.fields[confined.field], parent, "same", value)
+            within = self._conditions.of(confined.shape, parent, binds.of(model, parent))
             conditions = [sa.not_(sa.exists().where(target, within))]
             if plan.action != "create":
                 same = _equal(field, table, "same", value)

@@ -1,0 +1,212 @@
+"""Rights by membership: rows are in reach whose value another model has, for reads, writes and live queries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.liverows import Rows, ask, events, texts, write
+from support.postgres import Cluster
+from support.served import Served
+from support.waiting import wait_until
+
+from zcomm.auth.policy import Policy
+from zcomm.errors import ConfigError
+
+SCHEMA = """
+Boards:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  title: {type: str}
+Members:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  board_id: {type: int, fk: Boards.id, on_delete: cascade}
+  user: {type: str}
+Tasks:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  board_id: {type: int}
+  text: {type: str}
+Places:
+  id: {type: int, pk: true}
+  user: {type: str}
+  board_id: {type: int}
+"""
+POLICY = """
+admin: {models: "*"}
+member:
+  models:
+    Boards: {actions: [read], rows: {id: {in: {model: Members, field: board_id, where: {user: $name}}}}}
+    Tasks: {actions: "*", rows: {board_id: {in: {model: Members, field: board_id, where: {user: $name}}}}}
+placed:
+  models:
+    Tasks: {actions: [read], rows: {board_id: {in: {model: Places, field: board_id, where: {user: $name}}}}}
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
+    """Three boards, of which ann is in the first and the second, bob in the third."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
+    server = await Served(tmp_path, policy=POLICY, config=config).start()
+    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    data = server.comm.zcli.data
+    for title in ("a", "b", "c"):
+        await data.create("test", "Boards", {"title": title})
+    for board, user in ((1, "ann"), (2, "ann"), (3, "bob")):
+        await data.create("test", "Members", {"board_id": board, "user": user})
+    for board in (1, 2, 3):
+        await data.create("test", "Tasks", {"board_id": board, "text": f"of {board}"})
+    yield server
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_reads_and_writes_reach_the_rows_of_members_alone(served: Served):
+    """Other boards' tasks are neither read nor changed nor taken away, none is made there, and none is moved there."""
+    ann = await served.client(token=served.tokens["ann"])
+    assert texts(await ask(ann, "read_Tasks", {})) == ["of 1", "of 2"]
+    assert await ask(ann, "read_Tasks", {"where": {"board_id": 3}}) == []
+    assert [row["title"] for row in await ask(ann, "read_Boards", {})] == ["a", "b"]
+    assert await ask(ann, "update_Tasks", {"where": {"text": "of 3"}, "values": {"text": "x"}}) == {"updated": 0}
+    assert await ask(ann, "update_Tasks", {"all": True, "values": {"text": "x"}}) == {"updated": 2}
+    assert await ask(ann, "delete_Tasks", {"where": {"board_id": 3}}) == {"deleted": 0}
+    made = await ask(ann, "create_Tasks", {"values": {"board_id": 1, "text": "new"}})
+    refused = (
+        ("create_Tasks", {"values": {"board_id": 3, "text": "new"}}),
+        ("create_Tasks", {"values": {"board_id": 99, "text": "new"}}),
+        ("update_Tasks", {"where": {"id": made["id"]}, "values": {"board_id": 3}}),
+        ("update_Tasks", {"where": {"id": made["id"]}, "values": {"board_id": None}}),
+    )
+    for key, asked in refused:
+        reply = await ann.call(key, asked)
+        assert reply["code"] == "permission_denied", reply
+        assert reply["fields"] == {"board_id": "cannot have this value"}
+    for values in ({"text": "new"}, {"board_id": None, "text": "new"}):
+        reply = await ann.call("create_Tasks", {"values": values})
+        assert (reply["code"], reply["fields"]) == ("invalid", {"board_id": "is required"})
+    await ask(ann, "update_Tasks", {"where": {"id": made["id"]}, "values": {"board_id": 2}})
+    admin = await served.client()
+    assert [row["board_id"] for row in await ask(admin, "read_Tasks", {"order_by": "id"})] == [1, 2, 3, 2]
+    assert texts(await ask(admin, "read_Tasks", {"where": {"board_id": 3}})) == ["of 3"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upsert_takes_no_row_out_of_reach(served: Served):
+    """A row of another board is not changed by its key, and none is made there; one's own is."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    keys = {row["board_id"]: row["id"] for row in await ask(admin, "read_Tasks", {})}
+    if "id" not in (await ask(ann, "zDescribe", {}))["models"]["Tasks"].get("unsent", ()):
+        for board, id in ((1, keys[3]), (3, keys[1]), (3, 77)):
+            reply = await ann.call(
+                "upsert_Tasks", {"values": {"id": id, "board_id": board, "text": "x"}, "conflict_fields": ["id"]}
+            )
+            assert reply["code"] in ("permission_denied", "invalid"), reply
+    assert texts(await ask(admin, "read_Tasks", {"order_by": "id"})) == ["of 1", "of 2", "of 3"]
+    await served.stands()
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_membership_that_comes_or_goes_takes_effect_in_running_queries(served: Served, url: str, foreign: bool):
+    """Whoever writes it: the board's tasks come with the membership and go with it, and nothing else is told."""
+    admin = await served.client()
+    ann, bob = [await served.client(token=served.tokens[name]) for name in ("ann", "bob")]
+    of_ann, of_bob = await Rows(ann, "q").ask("Tasks"), await Rows(bob, "q").ask("Tasks")
+    boards = await Rows(ann, "boards").ask("Boards", order_by="title DESC")
+    assert (texts(of_ann.rows), texts(of_bob.rows)) == (["of 1", "of 2"], ["of 3"])
+    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "more"}})
+    await of_bob.until(lambda rows: len(rows) == 2)
+    assert len(events(ann)) == 0
+
+    async def change(statement: str, key: str, asked: dict[str, Any]) -> None:
+        if foreign:
+            write(url, statement)
+        else:
+            await ask(admin, key, asked)
+
+    await change(
+        """INSERT INTO "Members" (id, board_id, "user") VALUES (50, 3, 'ann')""",
+        "create_Members",
+        {"values": {"board_id": 3, "user": "ann"}},
+    )
+    assert texts(await of_ann.until(lambda rows: len(rows) == 4)) == ["of 1", "of 2", "of 3", "more"]
+    assert [row["title"] for row in await boards.until(lambda rows: len(rows) == 3)] == ["c", "b", "a"]
+    await change(
+        """UPDATE "Members" SET "user" = 'eve' WHERE board_id = 1""",
+        "update_Members",
+        {"where": {"board_id": 1}, "values": {"user": "eve"}},
+    )
+    assert texts(await of_ann.until(lambda rows: len(rows) == 3)) == ["of 2", "of 3", "more"]
+    await change("""DELETE FROM "Boards" WHERE id = 3""", "delete_Boards", {"where": {"id": 3}})
+    assert texts(await of_ann.until(lambda rows: len(rows) == 1)) == ["of 2"]
+    await of_bob.until(lambda rows: rows == [])
+    assert [row["title"] for row in await boards.until(lambda rows: len(rows) == 1)] == ["b"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_model_that_is_not_watched_decides_no_live_rights(served: Served):
+    """A change of it would not be seen: the query is refused by name, and a read goes on."""
+    token = served.store.add("ann", "placed").token
+    ann = await served.client(token=token)
+    await served.comm.zcli.data.create("test", "Places", {"user": "ann", "board_id": 2})
+    assert texts(await ask(ann, "read_Tasks", {})) == ["of 2"]
+    reply = await ann.call("zLive", {"query": "q", "model": "Tasks"})
+    assert reply["code"] == "invalid" and "Places" in reply["error"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_no_member_hears_of_no_change(served: Served):
+    """No broadcast tells of rows of a board that one is not in."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "secret"}})
+    await ask(admin, "update_Tasks", {"where": {"board_id": 3}, "values": {"text": "secret too"}})
+    await ask(ann, "ping", "between")
+    assert all(b"secret" not in item.payload for item in ann.received if hasattr(item, "payload"))
+    await served.stands()
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("{board_id: {in: Members}}", "must be a value, or"),
+        ("{board_id: {of: {model: Members}}}", "must be a value, or"),
+        ("{board_id: {in: {model: Members, field: board_id}}}", "where must map"),
+        ("{board_id: {in: {model: Members, where: {user: $name}}}}", "field must be a name"),
+        ("{board_id: {in: {model: Members, field: board_id, were: {user: $name}}}}", "did you mean"),
+        ("{board_id: {in: {model: Members, field: board_id, where: {user: $nam}}}}", "did you mean"),
+        ("{board_id: {in: {model: M, field: b, where: {user: {in: {model: X, field: y, where: {z: 1}}}}}}}", "must be"),
+    ],
+)
+def test_what_is_no_membership_is_named(rows: str, reason: str):
+    """Where it stands, and the nearest word that is known."""
+    with pytest.raises(ConfigError, match=reason):
+        Policy.from_yaml(f"member: {{models: {{Tasks: {{actions: [read], rows: {rows}}}}}}}", "test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("{board_id: {in: {model: Membrs, field: board_id, where: {user: $name}}}}", "did you mean"),
+        ("{board_id: {in: {model: Members, field: board, where: {user: $name}}}}", "no field"),
+        ("{board_id: {in: {model: Members, field: user, where: {user: $name}}}}", "of type"),
+        ("{board_id: {in: {model: Members, field: board_id, where: {usr: $name}}}}", "where: .*no field"),
+        ("{board_id: {in: {model: Members, field: board_id, where: {board_id: $name}}}}", "where: .*whole number"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_membership_that_the_schema_does_not_have_ends_the_start(tmp_path: Path, rows: str, reason: str):
+    """It would look like a right and be none."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    policy = f"member: {{models: {{Tasks: {{actions: [read], rows: {rows}}}}}}}"
+    with pytest.raises(ConfigError, match=reason):
+        Served(tmp_path, policy=policy, config={"schemas": (tmp_path / "schema.yaml",)})
+    await wait_until(lambda: True, "nothing")
