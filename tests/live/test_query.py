@@ -188,3 +188,35 @@ def test_a_filter_that_python_does_not_judge_is_left_to_the_database():
     assert query.test(Row(form, (1, "new", 1, None, 1))) is None
     assert query.equal is None
     assert isinstance(question.where, Filter)
+
+
+def test_what_is_no_number_is_the_same_each_time():
+    """A question with NaN, which is not equal to itself, is the question that it was: else nothing would answer it."""
+    found = load_schema("Rates: {id: {type: int, pk: true}, f: float, d: decimal}", "test").models["Rates"]
+    where = {"f__between": ["NaN", "Infinity"], "d__in": ["NaN", "1.5"]}
+    first, second = (
+        question_of(parse_command({"action": "read", "model": "Rates", "where": where}), found, {})[0] for _ in range(2)
+    )
+    assert first == second and len({first, second}) == 1
+
+
+@pytest.mark.parametrize("limit", [{}, {"limit": 2}])
+def test_rows_whose_order_only_the_database_knows_are_read_anew(limit: dict[str, Any]):
+    """With one that is beyond the years of Python nothing is said of any, and nothing is half done."""
+    found = load_schema("Days: {id: {type: int, pk: true}, day: date}", "test").models["Days"]
+    fields = {name: replace(each, column=Column()) for name, each in found.fields.items()}
+    days = replace(found, fields=fields)
+    question, plan = question_of(
+        parse_command({"action": "read", "model": "Days", "order_by": "day", **limit}), days, {}
+    )
+    view = View(days, question.fields, question.order, False)
+    query, form = Query(question, plan, days, view, False), Form(days, tuple(days.fields), (), False)
+    rows = [Row(form, (id, day, id)) for id, day in ((1, "2024-01-01"), (2, "2024-01-02"), (3, "infinity"))]
+    query.fill([row.entry(view) for row in rows])
+    before, digest = list(query.rows), query.digest
+    assert query.change({1: None, 3: Row(form, (3, "2023-01-01", 3))}) is None
+    assert query.change({1: Row(form, (1, "2025-01-01", 1))}) is None
+    assert query.rows == before and query.digest == digest
+    query.fill([row.entry(view) for row in rows[:2]])
+    made = query.change({1: Row(form, (1, "2025-01-01", 1))})
+    assert made is not None and [entry.key for _, entry in made.set] == [1]

@@ -96,8 +96,10 @@ _BELOW_MICROSECONDS = re.compile(r"[.,][0-9]{6}[0-9]*[1-9]", re.ASCII)
 _FLOAT_DIGITS, _EXACT_FLOAT = 15, 1e15
 #: Arithmetic that rounds nothing. The default context keeps 28 digits.
 _EXACT = Context(prec=4000, traps=[InvalidOperation])
-#: What is no number and yet a value of a float or a numeric column, as PostgreSQL writes it.
-_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+#: What is no number and yet a value of a float or a numeric column, as PostgreSQL writes it. Each is one object, so
+#: that two filters are equal where Python takes no NaN for another.
+_FLOATS = {name: float(name) for name in ("NaN", "Infinity", "-Infinity")}
+_DECIMALS = {name: Decimal(name) for name in _FLOATS}
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?\Z", re.ASCII)
 #: What is taken of dates, times and UUIDs. Python's own parsers take more, and some of it as something else: an offset
 #: after a date for a time of day, a blank or an underscore in a UUID for a digit less.
@@ -232,8 +234,8 @@ def _parse_int(value: Any) -> int:
 
 
 def _parse_float(value: Any) -> float:
-    if type(value) is str and value in _NOT_FINITE:
-        return float(value)
+    if type(value) is str and value in _FLOATS:
+        return _FLOATS[value]
     if type(value) not in (int, float):
         raise ValueError("must be a number")
     try:
@@ -255,8 +257,8 @@ def decimal_parser(max_digits: int) -> Callable[[Any], Decimal]:
     longest = 2 * max_digits + 4
 
     def parse(value: Any) -> Decimal:
-        if type(value) is str and value in _NOT_FINITE:
-            return Decimal(value)
+        if type(value) is str and value in _DECIMALS:
+            return _DECIMALS[value]
         try:
             # By way of the text, so that 0.1 is a tenth and not its nearest binary fraction.
             text = str(value) if type(value) in (str, int, float, Decimal) else ""

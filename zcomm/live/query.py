@@ -76,6 +76,8 @@ class Query:
         self._rows: list[Entry] = []
         #: Whether the rows that are kept are all that match.
         self._is_whole = True
+        #: Whether Python knows the order of those that are kept.
+        self._is_sorted = False
         self._sum = 0
         self.size = _BASE
         self.left: Sequence[Key] = ()
@@ -118,6 +120,7 @@ class Query:
         self._entries = {entry.key: entry for entry in self._rows}
         self.left = [key for key in keys if key not in self._entries]
         self.came = [key for key in self._entries if key not in keys]
+        self._is_sorted = self.view.is_sorted and all(entry.sort is not None for entry in self._rows)
         self.is_stale = False
         if self._are_alike():
             return NOTHING
@@ -148,7 +151,7 @@ class Query:
         if not updated:
             self.left = self.came = ()
             return NOTHING
-        if not view.is_sorted:
+        if not self._is_sorted:
             return None
         if not self._is_whole or len(self._rows) + len(updated) > self._visible:
             made = self._change_window(updated)
@@ -175,8 +178,6 @@ class Query:
         for key, after in updated.items():
             before = entries.get(key)
             if before is not None:
-                if before.sort is None:
-                    return None
                 place = bisect_left(rows, before.sort, key=_sort)
                 del rows[place]
                 self._sum -= before.hash + _COUNT
@@ -200,8 +201,6 @@ class Query:
 
     def _change_shown(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
         """Take many rows into a list of which clients see all."""
-        if any(entry.sort is None for entry in self._rows):
-            return None
         rows = [entry for entry in self._rows if entry.key not in updated]
         rows += [entry for entry in updated.values() if entry is not None]
         rows.sort(key=_sort)
@@ -209,8 +208,6 @@ class Query:
 
     def _change_window(self, updated: Mapping[Key, Entry | None]) -> Difference | None:
         """Take rows into a list of which clients may see a part."""
-        if any(entry.sort is None for entry in self._rows):
-            return None
         added = [entry for entry in updated.values() if entry is not None]
         if not self._is_whole:
             if not self._rows:
