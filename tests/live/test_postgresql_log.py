@@ -36,6 +36,7 @@ from zcomm.live import postgresql_lock, postgresql_log
 from zcomm.live.log import Changes, KeyForm
 from zcomm.live.postgresql_lock import clean
 from zcomm.live.postgresql_log import PostgreSQLLog
+from zcomm.live.postgresql_tables import quoted
 from zcomm.runtime.workers import Workers
 
 
@@ -764,6 +765,33 @@ def test_keys_of_several_columns_are_named_by_all_of_them(watched: Callable[...,
         asked = f"SELECT {columns} FROM t WHERE {form.condition}"
         wanted = [key, (7, "x", "infinity", "sad"), (6, "c", "infinity", "gone")]
         one.step(during=lambda: check(one.log.run(asked, (form.encode(wanted),)), [key]))
+
+
+def test_nothing_that_a_database_is_full_of_gets_in_between(watched: Callable[..., Watched]):
+    """A key may be called as a variable of PL/pgSQL is, or anyhow; a writer's search path may have tables, functions
+    and operators of the same names as those that a trigger uses."""
+    names = ("tg_op", "new", "found", "$zcomm$", "a'b", "k1", "n", "t", "%s")
+    one = watched(
+        f'CREATE TABLE "T\'%" ({", ".join(f"{quoted(name)} int" for name in names)}, v int, '
+        f"PRIMARY KEY ({', '.join(map(quoted, names))}));"
+        "CREATE SCHEMA bad;"
+        "CREATE TABLE bad.n (id int); CREATE TABLE bad.o (id int); CREATE TABLE bad.changes (id int);"
+        "CREATE FUNCTION bad.count(int) RETURNS bigint LANGUAGE sql AS 'SELECT 1/0';"
+        "CREATE FUNCTION bad.jsonb_build_array(int, int, int, int, int, int, int, int, int) RETURNS jsonb "
+        "LANGUAGE sql AS 'SELECT NULL::jsonb';"
+        "CREATE FUNCTION bad.no(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false';"
+        "CREATE OPERATOR bad.= (LEFTARG = text, RIGHTARG = text, FUNCTION = bad.no)",
+        model("t", names, table="T'%"),
+    ).watch()
+    key = tuple(range(1, 10))
+    with writing(one) as execute:
+        execute("SET search_path = bad, pg_catalog, public")
+        execute(f'INSERT INTO "T\'%" VALUES {(*key, 0)}')
+        assert one.changes() == {key}
+        execute('UPDATE "T\'%" SET v = 1')
+        assert one.changes() == {key}
+        execute('DELETE FROM "T\'%"')
+        assert one.changes() == {key}
 
 
 def test_a_label_that_is_no_more_is_no_error(watched: Callable[..., Watched]):

@@ -350,9 +350,12 @@ def grants_sql(role: str) -> list[str]:
 
 
 def settings_of(table: Table) -> list[str]:
-    """The settings of a function, as the catalogue has them."""
+    """The settings of a function, as the catalogue has them; each costs as much as all that an empty function does.
+
+    None has a search path: all that its SQL names is named with its schema.
+    """
     depends = sorted({name for column in table.key if column.kind == "by text" for name in column.settings})
-    return ["search_path=pg_catalog, pg_temp", *(f"{name}={_SETTINGS[name]}" for name in depends)]
+    return [f"{name}={_SETTINGS[name]}" for name in depends]
 
 
 def function_source(table: Table) -> str:
@@ -360,11 +363,11 @@ def function_source(table: Table) -> str:
     numbers = range(1, len(table.key) + 1)
     names = [quoted(column.name) for column in table.key]
     #: A name that the rows of a table lack is looked up further out, and there each is null.
-    missing = ", ".join(f"NULL::text AS {name}" for name in names)
+    missing = ", ".join(f"NULL::pg_catalog.text AS {name}" for name in names)
     found = ", ".join(f"{name} AS k{number}" for name, number in zip(names, numbers, strict=True))
     values = ", ".join(
-        f"CASE WHEN pg_typeof(k.k{number}) = {_type(column)} THEN k.k{number}"
-        f"{'' if column.kind in ('int', 'text') else '::text'} END AS k{number}"
+        f"CASE WHEN pg_catalog.pg_typeof(k.k{number}) OPERATOR(pg_catalog.=) {_type(column)} THEN k.k{number}"
+        f"{'' if column.kind in ('int', 'text') else '::pg_catalog.text'} END AS k{number}"
         for column, number in zip(table.key, numbers, strict=True)
     )
 
@@ -374,27 +377,32 @@ def function_source(table: Table) -> str:
             f"LATERAL (SELECT {found} FROM (SELECT t.*) AS q) AS k LIMIT {MAX_KEYS + 1})"
         )
 
-    key = "k1" if len(table.key) == 1 else f"jsonb_build_array({', '.join(f'k{number}' for number in numbers)})"
-    known = " AND ".join(f"count(k{number}) = count(*)" for number in numbers)
+    key = "k1"
+    if len(table.key) > 1:
+        key = f"pg_catalog.jsonb_build_array({', '.join(f'k{number}' for number in numbers)})"
+    count, same = "pg_catalog.count", "OPERATOR(pg_catalog.=)"
+    known = " AND ".join(f"{count}(k{number}) {same} {count}(*)" for number in numbers)
     insert = "INSERT INTO zcomm.changes (relation, keys) "
 
     def logged(rows: str, most: int) -> str:
         return (
             f"{insert}SELECT {_literal(table.token)}, "  # noqa: S608 (constants and quoted names)
-            f"CASE WHEN count(*) <= {most} AND {known} THEN jsonb_agg({key}) END FROM {rows} AS k HAVING count(*) > 0;"
+            f"CASE WHEN {count}(*) OPERATOR(pg_catalog.<=) {most} AND {known} THEN pg_catalog.jsonb_agg({key}) END "
+            f"FROM {rows} AS k HAVING {count}(*) OPERATOR(pg_catalog.>) 0;"
         )
 
     return f"""
 -- zcomm {VERSION}
+#variable_conflict use_column
 BEGIN
-  IF pg_try_advisory_xact_lock_shared({LOCK}) THEN
+  IF pg_catalog.pg_try_advisory_xact_lock_shared({LOCK}) THEN
     RETURN NULL;
   END IF;
-  IF TG_OP = 'INSERT' THEN
+  IF TG_OP {same} 'INSERT' THEN
     {logged(keys("n"), MAX_KEYS)}
-  ELSIF TG_OP = 'UPDATE' THEN
+  ELSIF TG_OP {same} 'UPDATE' THEN
     {logged(f"({keys('n')} UNION ALL {keys('o')})", 2 * MAX_KEYS)}
-  ELSIF TG_OP = 'DELETE' THEN
+  ELSIF TG_OP {same} 'DELETE' THEN
     {logged(keys("o"), MAX_KEYS)}
   ELSE
     {insert}VALUES ({_literal(table.token)}, NULL);
@@ -406,9 +414,9 @@ END
 
 def _type(column: Column) -> str:
     if column.builtin and column.declared == column.base:
-        return f"'{column.base}'::regtype"
+        return f"'{column.cast}'::pg_catalog.regtype"
     # A type that goes by another name by now is none.
-    return f"(SELECT to_regtype({_literal(column.declared)}))"
+    return f"(SELECT pg_catalog.to_regtype({_literal(column.declared)}))"
 
 
 def function_sql(table: Table) -> list[str]:
@@ -418,7 +426,7 @@ def function_sql(table: Table) -> list[str]:
     while mark in source:
         mark = f"{mark[:-1]}_$"
     sets = "".join(
-        f" SET {setting} TO {value if setting == 'search_path' else _literal(value)}"
+        f" SET {setting} TO {_literal(value)}"
         for setting, _, value in (each.partition("=") for each in settings_of(table))
     )
     return [
