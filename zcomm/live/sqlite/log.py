@@ -196,7 +196,7 @@ class SQLiteLog:
 
     def _take_lease(self, connection: Connection) -> None:
         """Take a lease anew: all before is unknown."""
-        self._forget()
+        self._known = False
         now = int(self._now())
         connection.run(_TAKE_OVER, (now, self._life), False)
         connection.run(_ANCHOR, (), False)
@@ -262,8 +262,7 @@ class SQLiteLog:
 
     def rest(self) -> None:
         self.end()
-        had, self._wants, self._holds = self._holds, False, False
-        self._forget()
+        had, self._wants, self._holds, self._known = self._holds, False, False, False
         if not had:
             return
         try:
@@ -281,12 +280,7 @@ class SQLiteLog:
             if connection is not None:
                 connection.close()
         self._reader = self._writer = None
-        self._holds = False
-        self._forget()
-
-    def _forget(self) -> None:
-        """Know nothing of what changed until now, also not at the end of the step that is under way."""
-        self._known, self._step = False, None
+        self._holds = self._known = False
 
     # Steps.
 
@@ -322,7 +316,7 @@ class SQLiteLog:
             if self._reader is not None:
                 self._reader.close()
             self._reader = None
-            self._forget()
+            self._known = False
             self._reader = self._database.connect()
         try:
             self._reader.begin_snapshot()
@@ -372,7 +366,7 @@ class SQLiteLog:
                 if label in self._labels:
                     keys[self._labels[label]] = None
         # Somebody removed rows of the log, where some are missing.
-        return Changes(keys, known=bool(rows) and rows[0][0] == self._at and count == last - self._at + 1)
+        return Changes(keys, known=0 < count == last - self._at + 1)
 
     def _state(self, ask: Ask) -> tuple[int, int, int] | None:
         """The last row of the log, and SQLite's numbers of the tables and of the content; ``None`` where the lease does
@@ -477,8 +471,6 @@ class SQLiteLog:
         """Install what is missing, in a transaction that writes."""
         ask = _ask(connection)
         found = _Installed({}, {}, {}, set())
-        # First of all something that SQLite looks for in the file: what it knows of tables may be from before.
-        ask("SELECT count(*) FROM sqlite_master", ())
         for table, (made, columns) in MAKE_TABLES.items():
             there = [name for (name,) in ask("SELECT name FROM pragma_table_info(?)", (table,))]
             if not there:
@@ -597,8 +589,7 @@ class SQLiteLog:
             self._offset = drift
             return True
         self._offset = drift
-        self._holds = False
-        self._forget()
+        self._holds = self._known = False
         return False
 
 
