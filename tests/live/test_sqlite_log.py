@@ -154,6 +154,20 @@ def test_rows_that_replace_removes_are_told(watched: Watched):
     assert keys(log) == {"Seats": {("a", 1), ("b", 1)}}
 
 
+def test_values_that_sqlite_computes_are_looked_up(tmp_path: Path):
+    """In an update, where SQLite computes them of what a trigger needs, and of nothing else that is not written."""
+    path = tmp_path / "data.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as made:
+        os.chmod(path, 0o600)
+        made.execute("CREATE TABLE T (k INTEGER PRIMARY KEY, a, b, d AS (a || b) STORED UNIQUE)")
+        made.execute("INSERT INTO T VALUES (3, NULL, 1), (10, 3, 1)")
+    there = Watched(path, load_schema("T: {_model: {live: true}, k: {type: int, pk: true}}"))
+    log = there.prepared()
+    there.other.execute("UPDATE OR REPLACE T SET a = 3 WHERE k = 3")
+    assert keys(log) == {"T": {3, 10}}
+    there.close()
+
+
 #: A table for each kind of key and of unique index, with the columns of its key.
 SHAPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "number": ("CREATE TABLE t (k INTEGER PRIMARY KEY, a, b, c)", ("k",)),

@@ -49,6 +49,8 @@ MAKE_TABLES = {
 }
 #: Bytes of a text that is logged as a key. Longer ones are logged as many.
 _LONGEST = 1000
+#: How many columns of a row SQLite does without where no trigger needs them; it has all others.
+_LOADED = 32
 #: Somebody reads the log, and it is not longer than they let it be. The clock is asked where there is a lease alone.
 _WATCHED = (
     "EXISTS (SELECT 1 FROM zcomm_live WHERE until > (julianday('now') - 2440587.5) * 86400.0 "
@@ -86,7 +88,7 @@ class Shape:
 
     :ivar why_not: why it cannot be watched; empty where it can.
     :ivar columns: the names of its columns.
-    :ivar given: one of them that may be written; empty for none.
+    :ivar generated: those that are computed from others.
     :ivar filled: those for which REPLACE may take a default instead of null.
     :ivar number: the column that is the number of the row; empty for none.
     :ivar rowid: a name of that number where no column has it, empty where none is left.
@@ -97,7 +99,7 @@ class Shape:
 
     why_not: str = ""
     columns: tuple[str, ...] = ()
-    given: str = ""
+    generated: frozenset[str] = frozenset()
     filled: frozenset[str] = frozenset()
     number: str = ""
     rowid: str = ""
@@ -179,7 +181,7 @@ def shape_of(ask: Ask, table: str) -> Shape:
     )
     return Shape(
         columns=tuple(names),
-        given=next((str(column[0]) for column in columns if not column[5]), ""),
+        generated=frozenset(str(column[0]) for column in columns if column[5]),
         filled=frozenset(
             str(name)
             for name, _, required, default, *_ in columns
@@ -290,12 +292,14 @@ def triggers_of(table: str, key: Sequence[str], shape: Shape) -> dict[str, str]:
         if number:
             uniques.append(_Unique(((number, False, "BINARY"),)))
     filled: set[str] = set()
+    looked_at = set(key)
     for unique in uniques:
         # A row with the same key is logged anyway.
         if set(key) <= {name for name, is_expression, by in unique.parts if not is_expression and by == "BINARY"}:
             continue
         depends = _mentioned(unique, shape)
         filled |= shape.filled.intersection(depends)
+        looked_at.update(depends)
         parts = [
             f"{name_in_quotes(text)} = NEW.{name_in_quotes(text)} COLLATE {name_in_quotes(by)}"
             if not is_expression
@@ -319,6 +323,11 @@ def triggers_of(table: str, key: Sequence[str], shape: Shape) -> dict[str, str]:
         missing = " OR ".join(f"NEW.{name_in_quotes(name)} IS NULL" for name in sorted(filled))
         for steps in (inserting, updating):
             steps.append(f"{log} SELECT {label}, NULL WHERE {missing}")
+    if shape.generated & looked_at:
+        # SQLite computes them of the columns that are written or that stand in a trigger, and of null for the others.
+        columns = [name for name in shape.columns if name not in shape.generated]
+        standing = ", ".join(f"NEW.{name_in_quotes(name)}" for name in columns[:_LOADED])
+        updating.append(f"{log} SELECT {label}, NULL WHERE coalesce(0, {standing})")
     made = [
         ("BEFORE INSERT", inserting),
         ("AFTER INSERT", [f"{log} VALUES ({label}, {new})"]),
@@ -343,9 +352,8 @@ def writes_of(table: str, shape: Shape) -> list[str]:
     """Statements that have SQLite compile each kind of write to a table, and do nothing."""
     quoted = name_in_quotes(table)
     made = [f"EXPLAIN INSERT INTO {quoted} DEFAULT VALUES", f"EXPLAIN DELETE FROM {quoted}"]
-    if shape.given:
-        made.append(f"EXPLAIN UPDATE {quoted} SET {name_in_quotes(shape.given)} = NULL")
-    return made
+    written = [name for name in shape.columns if name not in shape.generated]
+    return [*made, f"EXPLAIN UPDATE {quoted} SET {name_in_quotes(written[0])} = NULL"] if written else made
 
 
 def installed(ask: Ask, table: str) -> dict[str, str]:
