@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.sqlite import SQLiteDatabase
+from zcomm.data.drivers.sqlite_catalog import is_live_trigger
 from zcomm.data.execution import Execution, Job
 from zcomm.data.models import Schema
 from zcomm.data.requests import Command, make_plan
@@ -797,6 +798,62 @@ def test_tables_that_others_change_are_read_anew(statements: tuple[str, ...], wa
     assert found == {11, 12} or (found is None and "ignores" in statements[0].replace("IGNORE", "ignores"))
     triggers = other.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'zcomm_live_%'")
     assert triggers.fetchone()[0] <= 12
+
+
+def test_a_column_goes_a_second_after_its_index(watched: Watched):
+    """SQLite keeps columns that a trigger names, and none names what is not unique any more."""
+    log, other = watched.prepared(), watched.other
+    other.execute("CREATE UNIQUE INDEX u ON Users (n)")
+    step(log)
+    log.tend()
+    other.execute("DROP INDEX u")
+    with pytest.raises(sqlite3.OperationalError, match="error in trigger zcomm_live_"):
+        other.execute("ALTER TABLE Users DROP COLUMN n")
+    assert is_anew(log)
+    assert log.tend() == {}
+    other.execute("ALTER TABLE Users DROP COLUMN n")
+    assert is_anew(log)
+    other.execute("INSERT INTO Users VALUES (1, 'a')")
+    assert keys(log) == {"Users": {1}}
+
+
+def test_triggers_of_an_older_version_go_at_the_start(watched: Watched):
+    """Not before: the older one may still run. They are nobody else's, and change no row."""
+    log, other = watched.prepared(), watched.other
+    names = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'zcomm_live_%' ORDER BY 1"
+    ours = other.execute(names).fetchall()
+    (sql,) = other.execute("SELECT sql FROM sqlite_master WHERE name = ?", ours[0]).fetchone()
+    older = sql.replace("zcomm_live_1_", "zcomm_live_0_", 1)
+    other.execute(older)
+    assert is_live_trigger(older.split()[2].encode(), older.encode())
+    assert is_anew(log)
+    log._looked = float("-inf")
+    log.tend()
+    assert len(other.execute(names).fetchall()) == len(ours) + 1
+    with closing(watched.another()) as another:
+        another.prepare(list(watched.schema.models.values()))
+    assert other.execute(names).fetchall() == ours
+
+
+def test_tables_that_others_change_are_compared_before_the_next_step(watched: Watched):
+    """The step that meets them fails once, and what it was told is told again."""
+    database = SQLiteDatabase(sa.make_url(f"sqlite:///{watched.path}"))
+    execution = _execution(database, watched.schema)
+    with closing(SQLiteLog(database, lambda: execution.schema, compare=execution.look_again)) as log:
+        watched.prepared(log)
+        watched.other.execute("ALTER TABLE Users ADD COLUMN more TEXT")
+        watched.other.execute("INSERT INTO Users VALUES (1, 'a', 1, 'm')")
+        log.begin(("Users",))
+        with pytest.raises(Fault) as caught:
+            log.run("SELECT id FROM Users", ())
+        assert caught.value.kind == "migrated"
+        log.end()
+        changes = log.begin(("Users",))
+        assert not changes.known or changes.keys["Users"] is None
+        assert log.run("SELECT id FROM Users", ()) == [(1,)]
+        log.end()
+        assert not log.changed()
+    execution.pool.close()
 
 
 def test_a_table_that_is_gone_is_not_watched_any_more(watched: Watched):

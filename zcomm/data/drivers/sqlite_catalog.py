@@ -14,7 +14,7 @@ from zcomm.data.drivers.sqlite_columns import affinity
 from zcomm.errors import ConfigError
 from zcomm.text import quoted
 
-__all__ = ["LIVE_TABLES", "find_relations", "is_live_trigger", "live_trigger"]
+__all__ = ["LIVE_NAMES", "LIVE_TABLES", "find_relations", "is_live_trigger", "live_trigger"]
 
 _TABLES = "SELECT name, type, coalesce(sql, '') FROM sqlite_master WHERE type IN ('table', 'view')"
 #: Asked of the tables that matter alone: a broken view or a virtual table without its module would fail it.
@@ -35,8 +35,10 @@ _UNREAD = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")
 _STRICT = re.compile(r"\)[^)]*\bSTRICT\b[^)]*\Z", re.IGNORECASE)
 # Bytes: a schema may have text in it that is not UTF-8.
 _TRIGGERS = "SELECT tbl_name, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master WHERE type = 'trigger'"
-#: The beginning of the names of the triggers that log changes for live queries, and the tables that these write to.
+#: The beginning of the names of the triggers that log changes for live queries, of any version and of this one, and the
+#: tables that these write to.
 _LIVE = "zcomm_live_"
+LIVE_NAMES = f"{_LIVE}1_"
 LIVE_TABLES = ("zcomm_changes", "zcomm_live")
 #: What of ``hidden`` says that a column is generated, virtual or stored.
 _GENERATED = (2, 3)
@@ -48,16 +50,16 @@ def live_trigger(rest: str) -> tuple[str, str]:
 
     :param rest: of the statement, from its event on.
     """
-    name = f"{_LIVE}{sha256(rest.encode('utf-8', 'replace')).hexdigest()[:20]}"
+    name = f"{LIVE_NAMES}{sha256(rest.encode('utf-8', 'replace')).hexdigest()[:20]}"
     return name, f"CREATE TRIGGER {name} {rest}"
 
 
 def is_live_trigger(name: bytes, sql: bytes) -> bool:
     """Whether a trigger is as :func:`live_trigger` made it, to the letter: it changes no row of its table."""
     head = f"CREATE TRIGGER {name.decode('utf-8', 'replace')} ".encode()
-    if not name.startswith(_LIVE.encode()) or not sql.startswith(head):
-        return False
-    return live_trigger(sql[len(head) :].decode("utf-8", "replace"))[0].encode() == name
+    digest = name.rpartition(b"_")[2]
+    made = live_trigger(sql[len(head) :].decode("utf-8", "replace"))[0].encode()
+    return name.startswith(_LIVE.encode()) and sql.startswith(head) and made.rpartition(b"_")[2] == digest
 
 
 def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str) -> dict[str, Relation]:
