@@ -150,6 +150,7 @@ async def test_rows_and_what_is_different(client: Client, server: QueryServer):
     await wait_until(lambda: len(told) == 4, "the step")
     change = {"kind": "change", "added": [C], "removed": [B], "changed": [{"row": changed, "before": A}]}
     assert told[3] == ([C, changed], change) and live.get_snapshot() is live.rows is not before
+    assert (live.sees, live.digest) == ("all", "d2")
     later: list[Any] = []
     live.subscribe(lambda rows, change: later.append(change))
     assert later == [{"kind": "initial", **NOTHING, "added": [C, changed]}] and len(server.asked) == 1
@@ -251,6 +252,31 @@ async def test_a_lost_connection(client: Client, server: QueryServer):
 
 
 @pytest_twisted.ensureDeferred
+async def test_events_before_the_answer_are_of_something_else(client: Client, server: QueryServer):
+    """They change nothing; and what nobody looks at as the connection is lost is asked for again by who looks."""
+    live = client.live("Orders")
+    stop = live.subscribe(lambda rows, change: None)
+    await wait_until(lambda: live.status == "live", "the rows")
+    server.lose_all()
+    await wait_until(lambda: live.status == "stale", "the loss")
+    stop()
+    await wait_until(lambda: client.state == "connected", "the next connection")
+    await heard_all(client)
+    assert len(server.asked) == 1
+    answers: list[Deferred[Any]] = []
+    server.say = lambda asked: answers.append(Deferred()) or answers[-1]
+    live.subscribe(lambda rows, change: None)
+    await wait_until(lambda: answers, "the question")
+    server.tell(q1={"gone": [1]}, q2={"gone": [1]})
+    await heard_all(client)
+    assert live.rows == [A, B] and live.status == "stale"
+    answers[0].callback(server.reply(server.asked[-1][1]))
+    await wait_until(lambda: live.status == "live", "the rows")
+    server.tell(q2={"gone": [1]})
+    await wait_until(lambda: live.rows == [B], "the step")
+
+
+@pytest_twisted.ensureDeferred
 async def test_start(client: Client, server: QueryServer):
     """It waits for the rows, and keeps them live; without a connection, or where it is refused, it fails."""
     live = client.live("Orders")
@@ -267,9 +293,18 @@ async def test_start(client: Client, server: QueryServer):
     waiting = other.start()
     other.stop()
     assert isinstance(await failure_of(waiting), errors.ConnectionLost)
-    server.say = lambda asked: errors.TooBusy("Later")
+    abandoned = client.live("Pages")
+    assert isinstance(await failure_of(abandoned.start(timeout=0.05)), errors.CommandTimeout)
+    answers[-1].callback(server.reply(server.asked[-1][1]))
+    await wait_until(lambda: server.asked_for("zUnsubscribe"), "the end of what nobody waits for")
+    of_client: list[Any] = []
+    client.on("error", of_client.append)
+    refusal = errors.TooBusy("Later")
+    server.say = lambda asked: refusal
     third = client.live("Items")
     assert isinstance(await failure_of(third.start()), errors.TooBusy)
+    refusal = errors.PermissionDenied("No")
+    assert isinstance(await failure_of(third.start()), errors.PermissionDenied) and not of_client
     server.say = lambda asked: None
     await client.disconnect()
     assert (live.status, live.rows) == ("stale", [B])
@@ -310,6 +345,14 @@ async def test_an_error_ends_it(client: Client, server: QueryServer):
     rows = aiter(unheard)
     assert await anext(rows) == [A, B]
     server.tell(q3={"error": "No more", "code": "permission_denied", "final": True})
+    assert isinstance(await failure_of(anext(rows)), errors.PermissionDenied)
+    with pytest.raises(StopAsyncIteration):
+        await anext(rows)
+    rows = aiter(unheard)
+    assert await anext(rows) == [A, B]
+    await wait_until(lambda: unheard.status == "live", "the rows")
+    server.tell(q4={"error": "No more", "code": "permission_denied", "final": True})
+    await wait_until(lambda: unheard.status == "error", "the end")
     assert isinstance(await failure_of(anext(rows)), errors.PermissionDenied)
     with pytest.raises(StopAsyncIteration):
         await anext(rows)
