@@ -40,6 +40,23 @@ def test_client_against_server(tmp_path: Path, running_server: Callable[..., Run
     assert "# fail 0" in run.stdout and "# pass 0" not in run.stdout, run.stdout
 
 
+def test_live_queries_against_server(tmp_path: Path, running_server: Callable[..., RunningServer]) -> None:
+    """Live queries of the client do against ``twistd zcomm`` what its documentation says, over lost connections as
+    well."""
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(
+        "Orders: {_model: {live: true}, id: {type: int, pk: true}, status: {type: str, default: new},"
+        " total: {type: int, default: 0}, note: json}\n"
+        "Lines: {_model: {live: true}, part: {type: str, pk: true}, place: {type: int, pk: true}, text: str}\n"
+    )
+    server = running_server("--schema", str(schema), "--live-per-client", "20")
+    run = run_node_tests(
+        "js/test/live/queries.test.js", tmp_path, {"ZCOMM_URL": server.url, "ZCOMM_TOKEN": server.token}
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "# fail 0" in run.stdout and "# pass 0" not in run.stdout, run.stdout
+
+
 def test_topics_against_server(tmp_path: Path, running_server: Callable[..., RunningServer]) -> None:
     """Topics of the client do against ``twistd zcomm`` what its documentation says, over lost connections as well."""
     kinds = tmp_path / "topics.yaml"
