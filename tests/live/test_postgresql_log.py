@@ -550,9 +550,12 @@ def test_partitions_are_watched_whoever_writes_them(watched: Callable[..., Watch
 def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):
     """Their rows are rows of the parent as well."""
     one = watched("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE heir (w int) INHERITS (t)").watch()
+    heir = watched("", model("heir"), again=True).watch()
     with writing(one) as execute:
         execute("INSERT INTO heir VALUES (1, 0, 0)")
-        assert one.changes() == {1}
+        assert one.changes() == heir.changes("heir") == {1}
+        execute("UPDATE t SET v = 2")
+        assert one.changes() == heir.changes("heir") == {1}
         execute("UPDATE t SET v = 3")
         assert one.changes() == {1}
 
@@ -561,9 +564,9 @@ def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):
     "sql",
     [
         "ALTER TABLE t DISABLE TRIGGER ALL; ALTER TABLE t ENABLE TRIGGER ALL",
-        "DROP TRIGGER zcomm_update ON t",
-        "DROP TRIGGER zcomm_update ON t; CREATE TRIGGER zcomm_update AFTER UPDATE ON t FOR EACH STATEMENT EXECUTE "
-        "FUNCTION suppress_redundant_updates_trigger()",
+        "DROP TRIGGER zcomm_update_da01325d ON t",
+        "DROP TRIGGER zcomm_update_da01325d ON t; CREATE TRIGGER zcomm_update_da01325d AFTER UPDATE ON t FOR EACH "
+        "STATEMENT EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         "DROP SCHEMA zcomm CASCADE",
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v int)",
         "ALTER TABLE t RENAME TO gone; CREATE TABLE t (id int PRIMARY KEY, v int)",
@@ -851,7 +854,7 @@ def test_who_may_make_no_triggers_says_what_a_dba_can_do(watched: Callable[..., 
         assert "grant too little to the role plain" in their.log.prepare(models)["t"]
         assert one.log.prepare(models)["mine"] == "the role plain, to which its function belongs, may not write the log"
         execute("GRANT INSERT ON zcomm.changes TO plain")
-        execute("DROP TRIGGER zcomm_delete ON t")
+        execute("DROP TRIGGER zcomm_delete_da01325d ON t")
         assert "belongs to postgres" in their.log.prepare(models)["t"]
         execute(one.log.live_off_sql(models))
         assert execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").fetchone() == (0,)
@@ -928,6 +931,63 @@ async def test_triggers_of_ours_are_no_code_of_others(postgresql: Cluster, postg
         await workers.stop()
     assert found[0] == found[1]
     assert not found[1].disturbs and not found[1].rereads
+
+
+def test_a_partition_may_be_watched_by_itself_as_well(watched: Callable[..., Watched]):
+    """Also where it is the parent that is written to, whose statements run no triggers of a partition."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE part PARTITION OF t FOR VALUES FROM (0) TO (100)",
+        model(),
+        model("part"),
+    ).watch()
+    assert one.log.prepare(one.models) == {"t": "", "part": ""}
+    with writing(one) as execute:
+        execute("INSERT INTO part VALUES (1)")
+        assert one.step() == Changes({"t": {1}, "part": {1}})
+        execute("INSERT INTO t VALUES (2)")
+        assert one.step() == Changes({"t": {2}, "part": {2}})
+        execute("TRUNCATE t")
+        assert one.step() == Changes({"t": None, "part": None})
+
+
+def test_a_schema_of_somebody_elses_is_left_alone(watched: Callable[..., Watched]):
+    """What has the names of ours and is something else is not written to, and no trigger is made that would fail."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE SCHEMA zcomm; CREATE TABLE zcomm.changes (id int, note text)"
+    )
+    assert "tables of something else" in one.log.prepare(one.models)["t"]
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1)")
+        assert execute("SELECT count(*) FROM pg_class WHERE relnamespace = 'zcomm'::regnamespace").fetchone() == (1,)
+        execute("DROP TABLE zcomm.changes")
+        assert one.log.prepare(one.models) == {"t": ""}
+        execute("DROP TABLE zcomm.feeds")
+        assert one.log.prepare(one.models) == {"t": ""}
+
+
+def test_a_log_that_nobody_reads_does_not_grow(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch):
+    """Whoever holds the lock empties it when no server is there that reads; a server whose steps fail for long lets go
+    of what it has not read."""
+    one = watched().watch()
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0)")
+        execute("DELETE FROM zcomm.feeds")
+        one.clean()
+        assert one.log.status().rows == 0
+        assert not one.step().known
+        assert one.step().known
+        execute("INSERT INTO t VALUES (2, 0)")
+        with pytest.raises(Fault):
+            one.step(during=lambda: one.log.run("SELECT 1/0", ()))
+        one.log.tend()
+        one.clean()
+        assert one.log.status().rows == 1
+        monkeypatch.setattr(postgresql_log, "STALE", 0)
+        one.log.tend()
+        one.clean()
+        assert one.log.status().rows == 0
+        assert not one.step().known
 
 
 # -- at random

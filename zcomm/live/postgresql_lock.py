@@ -27,15 +27,17 @@ _BATCH = 10_000
 #: Seconds that the thread has to end by itself.
 _PATIENCE = 2.0
 
-_SETTINGS = """
+#: A session that says nothing ends: nobody would read, nor remove, what is logged for a server that is stopped.
+_SETTINGS = f"""
 SELECT pg_catalog.set_config(s.name, CASE s.name WHEN 'lock_timeout' THEN %s WHEN 'enable_seqscan' THEN 'off'
+    WHEN 'idle_session_timeout' THEN '{STALE}s'
     WHEN 'jit' THEN 'off' WHEN 'default_transaction_isolation' THEN 'read committed' ELSE '0' END, false)
 FROM pg_catalog.pg_settings AS s WHERE s.name IN (
     'lock_timeout', 'enable_seqscan', 'jit', 'default_transaction_isolation', 'statement_timeout',
     'idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'
 )
 UNION ALL SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)
-"""
+"""  # noqa: S608 (constants and quoted names)
 #: Whether nobody holds the lock of whoever wrote this life.
 _FREE = """
 SELECT coalesce((
@@ -46,10 +48,13 @@ _GONE = f"""
 DELETE FROM zcomm.feeds WHERE seen NOT BETWEEN pg_catalog.clock_timestamp() - interval '{STALE} seconds'
     AND pg_catalog.clock_timestamp() + interval '{STALE} seconds'
 """  # noqa: S608 (constants and quoted names)
-#: What all feeds have read. A transaction before all that their snapshots did not see is over, and seen by each.
+#: What all feeds have read. A transaction before all that their snapshots did not see is over, and seen by each. Where
+#: there is none, what is over now: whoever comes reads everything.
 _READ = f"""
 DELETE FROM zcomm.changes WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM zcomm.changes WHERE xid < (SELECT read FROM zcomm.feeds ORDER BY read LIMIT 1)
+    SELECT ctid FROM zcomm.changes WHERE xid < coalesce(
+        (SELECT read FROM zcomm.feeds ORDER BY read LIMIT 1), pg_snapshot_xmin(pg_current_snapshot())
+    )
     ORDER BY xid LIMIT {_BATCH}
 ))
 """  # noqa: S608 (constants and quoted names)

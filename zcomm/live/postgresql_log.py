@@ -67,14 +67,24 @@ SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_i
 """
 #: Whether the tables of the schema are there, and grant what is needed.
 _BASE = """
-SELECT pg_catalog.count(*) OPERATOR(pg_catalog.=) 3, coalesce(pg_catalog.bool_and(
+SELECT coalesce(pg_catalog.string_agg(
+    c.relname || '.' || a.attname || ' ' || t.typname, ', ' ORDER BY c.relname::text || '.' || a.attname COLLATE "C"
+), ''), coalesce(pg_catalog.bool_and(
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
     AND pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'DELETE')
     AND (c.relname OPERATOR(pg_catalog.=) 'changes' OR pg_catalog.has_table_privilege(c.oid, 'UPDATE'))
 ), false) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n
     ON n.oid OPERATOR(pg_catalog.=) c.relnamespace AND n.nspname OPERATOR(pg_catalog.=) 'zcomm'
-WHERE c.relname IN ('changes', 'life', 'feeds') AND c.relkind OPERATOR(pg_catalog.=) 'r'
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0
+    AND NOT a.attisdropped
+JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+WHERE c.relname IN ('changes', 'life', 'feeds')
 """
+_COLUMNS = (
+    "changes.keys jsonb, changes.relation text, changes.xid xid8, feeds.id int8, feeds.read xid8, "
+    "feeds.seen timestamptz, life.id int8, life.pid int4, life.since timestamptz"
+)
+_OTHER_SCHEMA = "the schema zcomm has tables of something else by the names of ours (changes, life, feeds); rename them"
 _FUNCTIONS = """
 SELECT p.proname::text, p.prosrc, coalesce(p.proconfig, '{}')::text[], p.prosecdef,
     pg_catalog.pg_has_role(p.proowner, 'USAGE'),
@@ -137,6 +147,7 @@ SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), coalesce(
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
 ) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
 """
+_ISOLATION = "SELECT pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"
 _LOG_SIZE = """
 SELECT (SELECT pg_catalog.count(*) FROM zcomm.changes),
     pg_catalog.pg_total_relation_size('zcomm.changes'::pg_catalog.regclass)
@@ -204,6 +215,8 @@ class PostgreSQLLog:
         #: The models that were not watched for a while.
         self._anew: set[str] = set()
         self._stepping = self._failed = False
+        #: Since when no step has succeeded; 0 where the last one has.
+        self._failing_since = 0.0
         #: The snapshot up to which all is known, and the life in which; and those of the step under way.
         self._read: tuple[str, str] | None = None
         self._reading: tuple[str, str] | None = None
@@ -288,8 +301,8 @@ class PostgreSQLLog:
 
         :return: why they cannot be had; empty when they are there.
         """
-        ((complete, granted),) = self._ask(_BASE)
-        if not complete:
+        ((there, granted),) = self._ask(_BASE)
+        if there != _COLUMNS:
             if owner is None and not creates:
                 self._installed = False
                 return (
@@ -301,11 +314,15 @@ class PostgreSQLLog:
                 self._transact([*_INSTALL, *statements])
             except Fault as fault:
                 self._installed = False
+                if there:
+                    return _OTHER_SCHEMA
                 return f"the schema zcomm cannot be made: {fault.detail}"
-            ((complete, granted),) = self._ask(_BASE)
-        self._installed = complete and granted
+            ((there, granted),) = self._ask(_BASE)
+        self._installed = there == _COLUMNS and granted
         if self._installed:
             return ""
+        if there != _COLUMNS:
+            return _OTHER_SCHEMA
         return (
             f"the tables of the schema zcomm grant too little to the role {self._role}; have their owner run what "
             "`zcomm live sql` prints"
@@ -400,8 +417,7 @@ class PostgreSQLLog:
 
     def status(self) -> Status:
         """The state of all this in the database, whoever watches."""
-        ((complete, granted),) = self._ask(_BASE)
-        if not complete or not granted:
+        if self._ask(_BASE) != [(_COLUMNS, True)]:
             return Status(feeds={})
         ((rows, size),) = self._ask(_LOG_SIZE)
         holders = self._ask(_HOLDER)
@@ -438,6 +454,7 @@ class PostgreSQLLog:
     def begin(self, models: Collection[str]) -> Changes:
         self._failed = False
         self._reading = None
+        self._failing_since = self._failing_since or time.monotonic()
         try:
             return self._begin(models)
         except Fault as fault:
@@ -447,8 +464,7 @@ class PostgreSQLLog:
             # Tables were dropped, or the log was. The others are read all the same.
             self._log.warn("The tables of live queries are not as they were: {fault}", fault=fault)
             self._find(self._known())
-            ((complete, granted),) = self._ask(_BASE)
-            self._installed = complete and granted
+            self._installed = self._ask(_BASE) == [(_COLUMNS, True)]
             self._compare_at = 0.0
             self._read = None
             return self._begin(models)
@@ -517,7 +533,7 @@ class PostgreSQLLog:
             return
         self._rollback()
         if not self._failed:
-            self._read = self._reading
+            self._read, self._failing_since = self._reading, 0.0
             self._anew.clear()
 
     def changed(self) -> bool:
@@ -576,6 +592,10 @@ class PostgreSQLLog:
         """Say that we are there and what we have read, and see to it that somebody keeps the log in order."""
         if not holder.alive:
             self._holder = Holder(self._database.connect)
+        if self._failing_since and now - self._failing_since > STALE:
+            # The log would grow for as long as no step can read its tables.
+            self._registered, self._failing_since = False, now
+            self._register()
         if self._registered and now >= self._renew_at:
             self._renew_at = now + RENEW_EVERY
             snapshot = None if self._read is None else self._read[0]
@@ -617,8 +637,12 @@ class PostgreSQLLog:
         if connection is not None:
             connection.close()
         self._connection = None
-        self._connection = self._database.connect()
-        return self._connection
+        connection = self._database.connect()
+        if not self._database.pooled:
+            # A serializable transaction that looks at the log would make those fail that write it.
+            connection.run(_ISOLATION, (), True)
+        self._connection = connection
+        return connection
 
     def _ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = self._connected().run(sql, parameters, True)[0]

@@ -65,24 +65,31 @@ _BY_TEXT: Mapping[str, tuple[str, ...]] = {
 }
 _SETTINGS = {"DateStyle": "ISO", "TimeZone": "UTC", "extra_float_digits": "3", "bytea_output": "hex"}
 
-#: By name, what PostgreSQL keeps of a trigger (``tgtype``), and the tables of rows that it is given.
+#: The events that have a trigger, what PostgreSQL keeps of it (``tgtype``), and the tables of rows that it is given.
 _TRIGGERS = {
-    "zcomm_insert": ("INSERT", 4, None, "n"),
-    "zcomm_update": ("UPDATE", 16, "o", "n"),
-    "zcomm_delete": ("DELETE", 8, "o", None),
-    "zcomm_truncate": ("TRUNCATE", 32, None, None),
+    "insert": (4, None, "n"),
+    "update": (16, "o", "n"),
+    "delete": (8, "o", None),
+    "truncate": (32, None, None),
 }
 
-#: A table, all below it whose rows are its rows, and the triggers and functions of ours on each.
+#: A table, all below it whose rows are its rows, and all above it whose statements change them; with their triggers.
 _TABLES = """
 WITH RECURSIVE wanted AS (
     SELECT w.name, c.oid FROM pg_catalog.unnest(%s::text[]) AS w (name)
     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(w.name)
-), tree AS (
-    SELECT name, oid, oid AS member, 0 AS depth FROM wanted
+), below AS (
+    SELECT name, oid AS member, 0 AS depth FROM wanted
     UNION
-    SELECT t.name, t.oid, i.inhrelid, t.depth OPERATOR(pg_catalog.+) 1 FROM tree t
+    SELECT t.name, i.inhrelid, t.depth OPERATOR(pg_catalog.+) 1 FROM below t
     JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) t.member
+), above AS (
+    SELECT name, oid AS member, 0 AS depth FROM wanted
+    UNION
+    SELECT t.name, i.inhparent, t.depth OPERATOR(pg_catalog.+) 1 FROM above t
+    JOIN pg_catalog.pg_inherits i ON i.inhrelid OPERATOR(pg_catalog.=) t.member
+), tree AS (
+    SELECT name, member, depth FROM below UNION SELECT name, member, depth FROM above
 )
 SELECT t.name, t.depth, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
     c.oid::int8, c.relfilenode::int8, c.relkind::text,
@@ -142,7 +149,7 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A table whose rows are those of a watched one: itself, a partition, or an heir.
+    """A table whose statements change rows of a watched one: itself, a partition or an heir, or what it is one of.
 
     :ivar name: quoted, with its schema.
     :ivar number: of it and of its file, which is another one when its rows were written anew.
@@ -225,6 +232,10 @@ class Table:
     def function(self) -> str:
         return f"log_{self.token}"
 
+    def trigger(self, event: str) -> str:
+        """The name of a trigger; a partition that is watched by itself has another one of that event."""
+        return f"zcomm_{event}_{self.token[-8:]}"
+
     @property
     def unfit(self) -> str:
         """Why it cannot be watched, whoever asks; empty where it can."""
@@ -256,14 +267,15 @@ class Table:
         return {each.number for each in self.members}, self.key
 
     def amiss(self) -> list[tuple[Member, str, Trigger | None]]:
-        """The triggers that are not as they have to be: of which table, by name, and as they are."""
+        """The triggers that are not as they have to be: of which table, of what event, and as they are."""
         found = []
         for member in self.members:
             there = {each.name: each for each in member.triggers}
-            for name, (_, kind, old, new) in _TRIGGERS.items():
+            for event, (kind, old, new) in _TRIGGERS.items():
+                name = self.trigger(event)
                 right = Trigger(name=name, kind=kind, enabled="A", function=f"zcomm.{self.function}", old=old, new=new)
                 if there.get(name) != right:
-                    found.append((member, name, there.get(name)))
+                    found.append((member, event, there.get(name)))
         return found
 
 
@@ -436,9 +448,10 @@ def function_sql(table: Table) -> list[str]:
     ]
 
 
-def trigger_sql(table: Table, member: Member, name: str, there: Trigger | None) -> list[str]:
+def trigger_sql(table: Table, member: Member, event: str, there: Trigger | None) -> list[str]:
     """The statements that make a trigger as it has to be."""
-    event, kind, old, new = _TRIGGERS[name]
+    kind, old, new = _TRIGGERS[event]
+    name = table.trigger(event)
     always = f"ALTER TABLE {member.name} ENABLE ALWAYS TRIGGER {name}"
     function = f"zcomm.{table.function}"
     if there is not None and (there.kind, there.function, there.old, there.new) == (kind, function, old, new):
@@ -446,7 +459,7 @@ def trigger_sql(table: Table, member: Member, name: str, there: Trigger | None) 
     rows = "".join(f" {which} TABLE AS {rows}" for which, rows in (("OLD", old), ("NEW", new)) if rows is not None)
     return [
         *([] if there is None else [f"DROP TRIGGER {name} ON {member.name}"]),
-        f"CREATE TRIGGER {name} AFTER {event} ON {member.name}{' REFERENCING' if rows else ''}{rows} "
+        f"CREATE TRIGGER {name} AFTER {event.upper()} ON {member.name}{' REFERENCING' if rows else ''}{rows} "
         f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
         always,
     ]
@@ -456,7 +469,11 @@ def removal_sql(tables: Iterable[Table]) -> list[str]:
     """The statements that remove all that was installed for ``tables``, and the schema when it is for no others."""
     statements = []
     for table in tables:
-        statements += [f"DROP TRIGGER IF EXISTS {name} ON {each.name}" for each in table.members for name in _TRIGGERS]
+        statements += [
+            f"DROP TRIGGER IF EXISTS {table.trigger(event)} ON {each.name}"
+            for each in table.members
+            for event in _TRIGGERS
+        ]
         statements.append(f"DROP FUNCTION IF EXISTS zcomm.{table.function}()")
     statements.append(
         """DO $zcomm$
