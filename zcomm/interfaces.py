@@ -51,8 +51,10 @@ __all__ = [
     "Request",
     "Slice",
     "TopicListener",
+    "exactly",
     "Rows",
     "field_rights",
+    "goes_by_membership",
     "owner_of",
     "row_fields",
 ]
@@ -194,7 +196,7 @@ class Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         columns = [self.fields.index(name) for name in names]
         found: dict[tuple[Any, ...], list[int]] = {}
         for place, row in enumerate(self.values):
-            found.setdefault(_exactly(row[column] for column in columns), []).append(place)
+            found.setdefault(exactly(row[column] for column in columns), []).append(place)
         return found
 
     @staticmethod
@@ -204,7 +206,7 @@ class Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         :param index: by the names of those, in their order.
         """
         try:
-            return index.get(_exactly(granted.values()), [])
+            return index.get(exactly(granted.values()), [])
         except TypeError:
             # No value that a row may have.
             return []
@@ -340,7 +342,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _exactly(values: Iterable[Any]) -> tuple[Any, ...]:
+def exactly(values: Iterable[Any]) -> tuple[Any, ...]:
     """``values``, equal to others where JSON has the same: in Python 1 is True."""
     return tuple([(isinstance(value, bool), value) for value in values])
 
@@ -604,6 +606,13 @@ def field_rights(permissions: Permissions, identity: Identity, model: str) -> Fi
     if not isinstance(rights, FieldRights):
         raise TypeError(f"fields: must return zcomm.interfaces.FieldRights or None, not {rights!r:.60}")
     return rights if rights.hide or rights.readonly else NO_FIELD_RIGHTS
+
+
+def goes_by_membership(permissions: Permissions, model: str) -> bool:
+    """Whether :meth:`Permissions.rows` of ``model`` may name :class:`Among` for somebody, as permissions tell that have
+    a method ``goes_by_membership(model)``; it may, where nobody knows."""
+    asked = getattr(permissions, "goes_by_membership", None)
+    return True if asked is None else bool(asked(model))
 
 
 def row_fields(permissions: Permissions, model: str) -> frozenset[str] | None:

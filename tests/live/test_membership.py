@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import pytest_twisted
 from support.liverows import Rows, ask, events, texts, write
 from support.postgres import Cluster
+from support.rawclient import Frame, Opcode, RawClient
 from support.served import Served
 from support.waiting import wait_until
 
@@ -163,14 +165,56 @@ async def test_a_model_that_is_not_watched_decides_no_live_rights(served: Served
     await served.stands()
 
 
+def told(client: RawClient) -> list[dict[str, Any]]:
+    """The broadcasts that came so far."""
+    texts = [item.payload for item in client.received if isinstance(item, Frame) and item.opcode == Opcode.TEXT]
+    return [message for message in map(json.loads, texts) if "zKey" in message]
+
+
 @pytest_twisted.ensureDeferred
-async def test_who_is_no_member_hears_of_no_change(served: Served):
-    """No broadcast tells of rows of a board that one is not in."""
-    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
-    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "secret"}})
-    await ask(admin, "update_Tasks", {"where": {"board_id": 3}, "values": {"text": "secret too"}})
-    await ask(ann, "ping", "between")
-    assert all(b"secret" not in item.payload for item in ann.received if hasattr(item, "payload"))
+async def test_broadcasts_tell_members_of_their_rows_alone(served: Served):
+    """Of what is created, changed and removed each hears what it may read, in the order in which it was done, and by
+    the memberships that there are then."""
+    admin = await served.client()
+    ann, bob = [await served.client(token=served.tokens[name]) for name in ("ann", "bob")]
+    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "of bob"}})
+    await ask(admin, "create_Tasks", {"values": {"board_id": 1, "text": "of ann"}})
+    await ask(admin, "update_Tasks", {"where": {"board_id__in": [1, 3]}, "values": {"text": "all"}})
+    await ask(admin, "create_Members", {"values": {"board_id": 3, "user": "ann"}})
+    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "of both"}})
+    await ask(admin, "delete_Tasks", {"where": {"board_id": 1}})
+    await ask(admin, "delete_Members", {"where": {"board_id": 3, "user": "bob"}})
+    await ask(admin, "create_Tasks", {"values": {"board_id": 3, "text": "last"}})
+    await wait_until(lambda: len(told(ann)) == 5, "what ann hears")
+    assert [message["zKey"] for message in told(ann)] == [
+        *("create_Tasks", "update_Tasks", "create_Tasks", "delete_Tasks", "create_Tasks")
+    ]
+    assert [message["result"]["text"] for message in told(ann) if message["zKey"] == "create_Tasks"] == [
+        *("of ann", "of both", "last")
+    ]
+    (update,) = [message for message in told(ann) if message["zKey"] == "update_Tasks"]
+    assert update["result"] == {"updated": 2} and [row["id"] for row in update["changes"]] == [1, 5]
+    (delete,) = [message for message in told(ann) if message["zKey"] == "delete_Tasks"]
+    assert delete["ids"] == [1, 5]
+    await ask(bob, "ping", "to the end")
+    assert [message["zKey"] for message in told(bob)] == ["create_Tasks", "update_Tasks", "create_Tasks"]
+    assert [message["result"].get("text") for message in told(bob)] == ["of bob", None, "of both"]
+    assert [row["id"] for row in told(bob)[1]["changes"]] == [3, 4]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_told_behind_a_membership_keeps_its_order(served: Served):
+    """What has nothing to do with memberships waits for what has, and nobody waits for ever."""
+    admin, other = await served.client(), await served.client()
+    ann = await served.client(token=served.tokens["ann"])
+    await ask(ann, "ping", 1)
+    for number in range(10):
+        admin.send_json({"zKey": "create_Tasks", "zHorizontal": {"values": {"board_id": 1, "text": str(number)}}})
+        admin.send_json({"zKey": "create_Places", "zHorizontal": {"values": {"board_id": 1, "user": str(number)}}})
+    await wait_until(lambda: len(told(other)) == 20, "all of it")
+    await wait_until(lambda: len(told(ann)) == 10, "ann's part of it")
+    assert sorted(message["result"]["text"] for message in told(ann)) == [str(number) for number in range(10)]
     await served.stands()
 
 

@@ -649,6 +649,11 @@ def test_tables_that_cannot_be_watched_say_why(watched: Callable[..., Watched]):
         "wide": "its key id is of type int4range, whose values cannot be told apart by their text",
         "quiet": "its model does not say so, with _model: {live: true}",
     }
+    quiet = Watched(one.url, models[0], models[-1])
+    assert quiet.log.prepare(models[:1]) == {"t": ""}
+    assert isinstance(quiet.log.key_form(models[-1]), KeyForm)
+    assert quiet.log.tend() == {}
+    quiet.log.close()
     assert one.log.key_form(models[6]) == "its key id is of type int4range, whose values have no exact text"
     one.go_on()
     one.step(during=lambda: check(one.log.run("SELECT count(*) FROM view", ()), [(0,)]))

@@ -89,6 +89,10 @@ class AllowAll:
         """All of them."""
         return {}
 
+    def goes_by_membership(self, model: str) -> bool:
+        """No: all rows are in reach of everybody."""
+        return False
+
     def row_fields(self, model: str) -> frozenset[str]:
         """None: no rows are told apart."""
         return frozenset()
@@ -206,6 +210,12 @@ class Policy:
             return {}
         own = {"$name": identity.name, "$role": identity.role}
         return {field: _resolved(value, own) for field, value in rows.items()}
+
+    def goes_by_membership(self, model: str) -> bool:
+        """Whether some role reaches rows of ``model`` by a membership."""
+        return any(
+            isinstance(value, Among) for grants in self._roles.values() for value in grants.rows.get(model, {}).values()
+        )
 
     def row_fields(self, model: str) -> frozenset[str]:
         """The fields of ``model`` that :meth:`rows` may name."""

@@ -7,18 +7,28 @@ that it takes longer than a turn may, the rest follows in the next ones, in orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.registry import Registry
-from zcomm.engines.parts import WHOLE, Part, Parts
-from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
+from zcomm.engines.parts import WHOLE, Members, Part, Parts
+from zcomm.interfaces import (
+    EVERYBODY,
+    Among,
+    Audience,
+    Broadcast,
+    Identity,
+    Permissions,
+    goes_by_membership,
+)
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.fanout import FanOut, Send
 from zcomm.wire.writebatch import WriteBatch
@@ -26,8 +36,24 @@ from zcomm.wire.writebatch import WriteBatch
 __all__ = ["Broadcaster"]
 
 T = TypeVar("T")
+#: Finds whose the values are that a message tells of.
+FindMembers = Callable[[Broadcast, Mapping[str, Collection[Among]]], Deferred[Members]]
 #: The place of a message that is heard whole, or with the part of it that is.
 _Heard = int | tuple[int, Part]
+
+
+class _Held:
+    """A message that waits until it is known who hears it.
+
+    :ivar members: what was found out.
+    """
+
+    __slots__ = ("is_ready", "members", "message")
+
+    def __init__(self, message: Broadcast):
+        self.message = message
+        self.members: Members | None = None
+        self.is_ready = False
 
 
 class Broadcaster:
@@ -59,6 +85,11 @@ class Broadcaster:
         self._batch = batch
         self._fan_out = FanOut(batch, fan_out)
         self._tells_results = tells_results
+        #: Looks up memberships, where there are some: the model, what rights go by, the values that are told of by the
+        #: fields, whose work that is -> a Deferred of whose those are, which does not fail.
+        self.members: FindMembers | None = None
+        #: Messages that wait for that, and all behind them.
+        self._held: deque[_Held] = deque()
         self._waiting: list[Broadcast] = []
         #: Of those that tell of rows, by their places.
         self._parts: dict[int, Parts] = {}
@@ -77,12 +108,50 @@ class Broadcaster:
         self.registry.add(client)
 
     def tell(self, message: Broadcast) -> int:
-        """Queue ``message`` for its audience but its sender; returns for how many clients of this server."""
+        """Queue ``message`` for its audience but its sender; returns for how many clients of this server it may be."""
         if message.is_result and not self._tells_results:
             return 0
+        if not self._held and (self.members is None or message.audience.kind != "model"):
+            return self._tell(message)
+        wanted = self._memberships(message.audience) if self.members is not None else None
+        if not wanted and not self._held:
+            return self._tell(message)
+        held = _Held(message)
+        self._held.append(held)
+        if wanted and self.members is not None:
+            self.members(message, wanted).addCallback(self._found, held)
+        else:
+            held.is_ready = True
+        return len(self.registry.members)
+
+    def _memberships(self, audience: Audience) -> dict[str, set[Among]]:
+        """By field, the memberships that somebody's right to the rows of ``audience`` goes by."""
+        found: dict[str, set[Among]] = {}
+        if audience.kind != "model" or (audience.row is None and audience.rows is None):
+            return found
+        if not goes_by_membership(self._permissions, audience.name):
+            return found
+        for identity in self.registry.groups:
+            granted = self._asked(lambda identity, rights: rights.rows(identity, audience.name), identity)
+            for name, value in (granted or {}).items():
+                if isinstance(value, Among):
+                    found.setdefault(name, set()).add(value)
+        return found
+
+    def _found(self, members: Members, held: _Held) -> None:
+        held.members, held.is_ready = members, True
+        while self._held and self._held[0].is_ready:
+            first = self._held.popleft()
+            self._tell(first.message, first.members)
+
+    def _tell(self, message: Broadcast, memberships: Members | None = None) -> int:
+        """Queue ``message``.
+
+        :param memberships: the ones that rights go by, where they were looked up.
+        """
         audience, sender = message.audience, message.sender
         # Of rows each hears its part.
-        parts = None if audience.row is None and audience.rows is None else Parts(message)
+        parts = None if audience.row is None and audience.rows is None else Parts(message, memberships)
         if audience is EVERYBODY:
             members = self.registry.members
             reached = len(members) - (sender in members)

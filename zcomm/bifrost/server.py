@@ -18,7 +18,7 @@ from zope.interface import implementer
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
-from zcomm.bifrost.broadcaster import Broadcaster
+from zcomm.bifrost.broadcaster import Broadcaster, FindMembers
 from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.dispatch import Dispatcher, KeyedResponder, Responder
 from zcomm.bifrost.factory import BifrostFactory
@@ -197,6 +197,10 @@ class zBifrost(Service, metaclass=HookRefusing):
         """
         self.walker = walker
         self.dispatcher.serve_data(crud, host)
+
+    def serve_members(self, members: FindMembers) -> None:
+        """Set what looks up the memberships that rights to rows go by, for broadcasts."""
+        self.broadcaster.members = members
 
     def serve_live(self, live: Responder) -> None:
         """Set what answers ``zLive``, and ``zUnsubscribe`` of a query."""

@@ -7,14 +7,18 @@ it: all who see the same are sent the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from zcomm.interfaces import Broadcast, Identity, Permissions, Rows, field_rights
+from zcomm.interfaces import Among, Audience, Broadcast, Identity, Permissions, Rows, exactly, field_rights
 
-__all__ = ["MANY", "WHOLE", "Part", "Parts"]
+__all__ = ["MANY", "WHOLE", "Members", "Part", "Parts"]
+
+#: By the model and the field that memberships have the values of, and the fields that say whose they are: of each value
+#: that a broadcast tells of, whose it is. ``None`` where nobody knows.
+Members = Mapping[tuple[str, str, tuple[str, ...]], Mapping[Any, Container[tuple[Any, ...]]] | None]
 
 _write = msgspec.json.encode
 _read_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -51,10 +55,12 @@ class Parts:
     """The parts of one broadcast of rows.
 
     :param message: whose audience has a row, or some.
+    :param members: the memberships that rights go by, where they were looked up.
     """
 
-    def __init__(self, message: Broadcast):
+    def __init__(self, message: Broadcast, members: Members | None = None):
         self._message = message
+        self._members = members
         self._made = {WHOLE: message}
         #: What was found out, within the turn in which the message is told.
         self._known: dict[Identity, Part | None] = {}
@@ -66,7 +72,7 @@ class Parts:
     def admits(self, identity: Identity, permissions: Permissions) -> bool:
         """Whether ``identity`` hears any of it."""
         audience = self._message.audience
-        if audience.rows is None:
+        if audience.rows is None and self._members is None:
             return audience.admits(identity, permissions)
         return self.of(identity, permissions) is not None
 
@@ -75,7 +81,10 @@ class Parts:
         rows."""
         message, audience = self._message, self._message.audience
         if audience.rows is None:
-            if not audience.admits(identity, permissions):
+            verdict = self._admits(audience, identity, permissions)
+            if verdict is None:
+                return MANY
+            if not verdict:
                 return None
             hidden = field_rights(permissions, identity, audience.name).hide
             return Part(None, hidden) if hidden and not message.is_notice else WHOLE
@@ -84,12 +93,52 @@ class Parts:
         self._known[identity] = part = self._of(audience.name, audience.rows, identity, permissions)
         return part
 
+    def _admits(self, audience: Audience, identity: Identity, permissions: Permissions) -> bool | None:
+        """Whether a row is one of those in reach; ``None`` where nobody knows."""
+        granted = self._granted(identity, permissions, audience.name) if self._members is not None else {}
+        memberships = [name for name, value in granted.items() if isinstance(value, (Among, _Mine))]
+        if not memberships:
+            return audience.admits(identity, permissions)
+        if not permissions.allows(identity, "read", "model", audience.name):
+            return False
+        row = audience.row or {}
+        if any(isinstance(granted[name], Among) for name in memberships):
+            return None
+        if any(name not in row or row[name] not in granted[name] for name in memberships):
+            return False
+        rest = {name: value for name, value in granted.items() if name not in memberships}
+        return all(name in row and exactly([row[name]]) == exactly([value]) for name, value in rest.items())
+
+    def _granted(self, identity: Identity, permissions: Permissions, model: str) -> Mapping[str, Any]:
+        """The rows in reach by the values of their fields; by those that the identity has of the ones that are told of,
+        where rights go by a membership and that is known."""
+        granted = permissions.rows(identity, model) or {}
+        if self._members is None or not any(isinstance(value, Among) for value in granted.values()):
+            return granted
+        return {name: self._mine(value) if isinstance(value, Among) else value for name, value in granted.items()}
+
+    def _mine(self, among: Among) -> Among | _Mine:
+        names = tuple(name for name, _ in among.where)
+        known = None if self._members is None else self._members.get((among.model, among.field, names))
+        if known is None:
+            return among
+        own = tuple(value for _, value in among.where)
+        return _Mine(value for value, whose in known.items() if own in whose)
+
     def _of(self, model: str, rows: Rows, identity: Identity, permissions: Permissions) -> Part | None:
         if not permissions.allows(identity, "read", "model", model):
             return None
-        granted = permissions.rows(identity, model)
+        granted = self._granted(identity, permissions, model)
         places = None
-        if granted:
+        if granted and self._members is not None and any(isinstance(each, (Among, _Mine)) for each in granted.values()):
+            if not rows.knows(granted) or any(isinstance(each, Among) for each in granted.values()):
+                return MANY
+            places = _reached(granted, rows)
+            if not places:
+                return None
+            if len(places) == len(rows.values):
+                places = None
+        elif granted:
             if not rows.knows(granted):
                 return MANY
             names = tuple(granted)
@@ -144,6 +193,23 @@ class Parts:
             return _write({**keys, "result": {"updated": len(told)}, "changes": told})
         ids = _at(self._ids, part.places)
         return _write({**keys, "result": {"deleted": len(ids)}, "ids": ids})
+
+
+class _Mine(frozenset[Any]):
+    """The values by which rows are in reach, of those that a broadcast tells of."""
+
+
+def _reached(granted: Mapping[str, Any], rows: Rows) -> tuple[int, ...]:
+    """The places of the rows in reach, where that goes by memberships."""
+    columns = [(rows.fields.index(name), value) for name, value in granted.items()]
+
+    def is_reached(row: tuple[Any, ...]) -> bool:
+        return all(
+            row[column] in value if isinstance(value, _Mine) else exactly([row[column]]) == exactly([value])
+            for column, value in columns
+        )
+
+    return tuple(place for place, row in enumerate(rows.values) if is_reached(row))
 
 
 def _at(items: Sequence[Any], places: tuple[int, ...] | None) -> Sequence[Any]:

@@ -7,7 +7,7 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,16 +21,20 @@ from zcomm.bifrost.messages import written
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.written import Written
 from zcomm.commands.crud import NEEDED, StoreCrud, audience_of, is_count
+from zcomm.commands.memberships import Memberships
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
+from zcomm.engines.parts import Members
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import can_be_cut, check_call, checked_answer, checked_result, host_request, shown
 from zcomm.host.line import Runner
 from zcomm.interfaces import (
     ACTIONS,
+    Among,
+    Broadcast,
     Client,
     FieldRights,
     Identity,
@@ -179,6 +183,12 @@ class Host(Service):
         waiting = following(ended).addCallback(lambda _: True)
         return waiting.addTimeout(STOP_STEP, self._reactor).addErrback(lambda _: False)
 
+    def members(self, message: Broadcast, wanted: Mapping[str, Collection[Among]]) -> Deferred[Members]:
+        """A Deferred of whose the rows are that a broadcast tells of; see :class:`zcomm.commands.memberships`."""
+        if self.data is None:
+            return succeed({})
+        return Memberships(self.data)(message, wanted)
+
     def respond_live(self, request: Request, client: Client) -> Any:
         """Answer ``zLive``, and ``zUnsubscribe`` of a query; see :class:`zcomm.live.live.LiveQueries`."""
         if self.live is None:
@@ -312,6 +322,10 @@ class HostPermissions:
     def hidden_fields(self, model: str) -> frozenset[str]:
         """The fields of ``model`` that are hidden from some role."""
         return self.policy.hidden_fields(model)
+
+    def goes_by_membership(self, model: str) -> bool:
+        """Whether some role reaches rows by a membership: never those of a host."""
+        return False
 
     def row_fields(self, model: str) -> frozenset[str]:
         """The fields that :meth:`rows` may name."""

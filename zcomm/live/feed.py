@@ -67,6 +67,9 @@ class Listener(Protocol):
     def step(self) -> Iterator[None]:
         """Tell all that has been noted, in slices."""
 
+    def failed(self) -> None:
+        """Take it that nothing that was noted is to be relied on."""
+
 
 @dataclass(slots=True)
 class _Found:
@@ -437,6 +440,8 @@ class Feed:
             self._is_due = True
             after, self._retry = self._retry, min(2 * self._retry, MAX_RETRY)
             if not failure.check(Fault):
+                # Rows may have been taken of which nobody was told.
+                self._listener.failed()
                 self._log.failure("a step of the live queries failed; it is tried again", failure)
         else:
             self._retry = RETRY

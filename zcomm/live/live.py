@@ -340,6 +340,14 @@ class LiveQueries:
                 self._reset(subscriber)
             yield
 
+    def failed(self) -> None:
+        """Have everybody told all rows, once a step has gone well."""
+        for subscriber in self._subscribers:
+            subscriber.notes.clear()
+            for subscription in subscriber.queries.values():
+                subscription.is_behind = True
+            self._noted[subscriber] = None
+
     def catch_up(self, subscriber: Subscriber) -> None:
         """Tell a client all rows of the queries that it is behind in, once no step is under way."""
         if self.feed.is_running:

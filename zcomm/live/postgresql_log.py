@@ -242,7 +242,8 @@ class PostgreSQLLog:
         models = list(models)
         everything = dict.fromkeys((model.name for model in models), "")
         before = self._tables
-        self._find(models)
+        # Those that nobody watches are read as well, by their keys.
+        self._find({model.name: model for model in (*self._known(), *models)}.values())
         # A partition came or went, say.
         self._anew.update(
             name for name, now in self._tables.items() if name in before and before[name].rows != now.rows
@@ -581,8 +582,7 @@ class PostgreSQLLog:
         if now < self._compare_at:
             return {}
         before = self._reasons
-        known = self._known()
-        found = self._compare(known, 1)
+        found = self._compare([model for model in self._known() if model.live], 1)
         if self._installed and self._holder is not None and not self._registered:
             self._register()
         self._reasons = found
