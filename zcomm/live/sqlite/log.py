@@ -227,7 +227,7 @@ class SQLiteLog:
         """Make the lease hold longer, and remove what everybody has read."""
         most, at = SLICE, self._at
         while True:
-            mark = secrets.token_hex(8)
+            mark, held = secrets.token_hex(8), True
             try:
                 with self._writing() as connection:
                     # Whether it was committed is not known where that fails.
@@ -235,10 +235,12 @@ class SQLiteLog:
                     held = self._extend(connection, at, mark)
                     touched = connection.run(_CLEAN, (most,), False)[1]
             except Fault as fault:
+                # Of these nothing was done.
+                self._holds = held and fault.kind in ("busy", "in_the_way")
                 if fault.kind != "in_the_way" or most <= 1:
                     raise
-                # Others' writes come first. Nothing was done.
-                self._holds, most = True, most // 2
+                # Others' writes come first.
+                most //= 2
                 continue
             self._holds, self._renewed = True, time.monotonic()
             if not held:

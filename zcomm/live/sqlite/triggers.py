@@ -60,8 +60,18 @@ _WATCHED = (
 _TOKEN = re.compile(
     r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|\[[^\]]*\]|\w+|\S", re.DOTALL
 )
-_DIRECTION = re.compile(r"\s(?:ASC|DESC)\s*\Z", re.IGNORECASE)
+_DIRECTION = re.compile(r"\b(?:ASC|DESC)\s*\Z", re.IGNORECASE)
 _IGNORES = re.compile(r"\bRAISE\s*\(\s*IGNORE\b", re.IGNORECASE)
+
+#: What may stand in an expression of an index that is computed before each write, beside columns, numbers and texts. It
+#: fails for no values: the write itself may never come to it, and would not fail.
+_HARMLESS = frozenset(
+    "and or not is null isnull notnull in between case when then else end cast as collate binary nocase rtrim "
+    "text integer int real numeric blob ( ) + * / % | < > = ! , . ~ &".split()
+)
+_HARMLESS_FUNCTIONS = frozenset(
+    "lower upper trim ltrim rtrim length substr substring coalesce ifnull nullif typeof instr iif".split()
+)
 
 #: Asks the database: a statement and its parameters, for the rows.
 Ask = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -165,7 +175,7 @@ def shape_of(ask: Ask, table: str) -> Shape:
         if origin == "pk":
             keyed, has_rowid = True, any(part[0] == -1 for part in parts)
         parts = [part for part in parts if part[3]]
-        unique = _unique_of(parts, partial, made)
+        unique = _unique_of(parts, partial, made, names)
         if unique is None:
             uniques = None
         elif uniques is not None:
@@ -204,20 +214,43 @@ def _bare(sql: str) -> str:
     return _TOKEN.sub(lambda word: " " if word[0].startswith(("--", "/*")) else word[0], sql)
 
 
-def _unique_of(parts: Sequence[tuple[Any, ...]], partial: int, sql: str | None) -> _Unique | None:
-    """A unique index, by its columns and its statement; ``None`` where these do not tell."""
+def _unique_of(
+    parts: Sequence[tuple[Any, ...]], partial: int, sql: str | None, columns: Sequence[str]
+) -> _Unique | None:
+    """A unique index, by its parts and its statement; ``None`` where rows cannot be looked up by these.
+
+    :param columns: the names of the columns of its table.
+    """
     expressions, condition = ([], "") if sql is None else _read_index(sql)
     if partial and not condition:
         return None
     found = []
     for place, (cid, name, collation, _) in enumerate(parts):
         if cid == -2:
-            if len(expressions) != len(parts):
+            if len(expressions) != len(parts) or not _is_harmless(expressions[place], columns):
                 return None
             found.append((expressions[place], True, str(collation)))
         else:
             found.append((str(name), False, str(collation)))
     return _Unique(tuple(found), condition if partial else "")
+
+
+def _is_harmless(expression: str, columns: Sequence[str]) -> bool:
+    """Whether an expression can be computed of any row without failing, as far as is known."""
+    known = _HARMLESS | {name.lower() for name in columns}
+    words = [word.lower() for word in _TOKEN.findall(expression)]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if following == "(" and re.match(r"[\w'\"`\[]", word) and word not in _HARMLESS:
+            # The name of a function, which may be in quotes.
+            if word not in _HARMLESS_FUNCTIONS:
+                return False
+        elif word == "-":
+            # It may be the beginning of an operator on JSON.
+            if following == ">":
+                return False
+        elif word[0] not in "'\"`[" and not re.match(r"[0-9]|x\Z", word) and word not in known:
+            return False
+    return True
 
 
 def _read_index(sql: str) -> tuple[list[str], str]:
