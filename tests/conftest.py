@@ -56,6 +56,7 @@ LONG = (
     "test_wheel.py",
     "browser/test_browser.py",
     "services/kinds/postgresql/test_postgresql_faults.py",
+    "live/test_differential.py",
     "wire/test_process.py",
     "wire/test_memory.py",
     "services/supervision/test_record.py",
