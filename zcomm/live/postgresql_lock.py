@@ -48,34 +48,41 @@ _GONE = f"""
 DELETE FROM zcomm.feeds WHERE seen NOT BETWEEN pg_catalog.clock_timestamp() - interval '{STALE} seconds'
     AND pg_catalog.clock_timestamp() + interval '{STALE} seconds'
 """  # noqa: S608 (constants and quoted names)
-#: What all feeds have read. A transaction before all that their snapshots did not see is over, and seen by each. Where
+#: What all feeds have read: a transaction before all that their snapshots did not see is over, and seen by each. Where
 #: there is none, what is over now: whoever comes reads everything.
-_READ = f"""
+_READ = """
+SELECT coalesce(
+    (SELECT read FROM zcomm.feeds ORDER BY read LIMIT 1),
+    pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())
+)::pg_catalog.text
+"""
+_REMOVE = f"""
 DELETE FROM zcomm.changes WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM zcomm.changes WHERE xid < coalesce(
-        (SELECT read FROM zcomm.feeds ORDER BY read LIMIT 1), pg_snapshot_xmin(pg_current_snapshot())
-    )
+    SELECT ctid FROM zcomm.changes WHERE xid >= %s::pg_catalog.xid8 AND xid < %s::pg_catalog.xid8
     ORDER BY xid LIMIT {_BATCH}
 ))
 """  # noqa: S608 (constants and quoted names)
 
 
-def clean(connection: Connection, most: int = 5) -> int:
+def clean(connection: Connection, since: str = "0", most: int = 5) -> tuple[int, str]:
     """Remove the feeds that are gone, and then what all others have read.
 
     The feeds first, by a transaction of its own: a feed whose rows are gone must find that it is gone itself.
 
+    :param since: the transaction up to which nothing is left. What was removed stays in the index for as long as
+        somebody may see it, and is not gone through again.
     :param most: how many times some rows are removed.
-    :return: how many rows were removed.
+    :return: how many rows were removed, and the next ``since``.
     """
     connection.run(_GONE, (), False)
+    read: str = connection.run(_READ, (), True)[0][0][0]
     removed = 0
     for _ in range(most):
-        _, count = connection.run(_READ, (), False)
+        _, count = connection.run(_REMOVE, (since, read), False)
         removed += max(count, 0)
         if count < _BATCH:
-            break
-    return removed
+            return removed, read
+    return removed, since
 
 
 class Holder:
@@ -161,11 +168,12 @@ class Holder:
             return
         life = self._take_over(connection)
         self.holds, self._complained = True, ""
-        wait = LOOK_EVERY
+        wait, since = LOOK_EVERY, "0"
         while not self._stopping:
             self._pause(wait)
             if not self._stopping:
-                wait = LOOK_EVERY if clean(connection) else REST_EVERY
+                removed, since = clean(connection, since)
+                wait = LOOK_EVERY if removed else REST_EVERY
                 if connection.run("SELECT id FROM zcomm.life", (), True)[0] != [(life,)]:
                     # Somebody has emptied the table, or made it anew.
                     return
@@ -173,6 +181,8 @@ class Holder:
         if not connection.run("SELECT FROM zcomm.feeds LIMIT 1", (), True)[0]:
             # While the lock is held: nobody else has a log to lose then.
             self._empty(connection)
+        # The server takes its time to notice that a session is over.
+        connection.run("SELECT pg_catalog.pg_advisory_unlock_all()", (), True)
 
     def _take_over(self, connection: Connection) -> int:
         """Begin a life: what others have read of the log before is worth nothing, and nor are its rows."""

@@ -60,7 +60,7 @@ OLDEST = 130000
 
 _FACTS = """
 SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(),
-    pg_catalog.current_setting('enable_seqscan'), pg_catalog.current_setting('jit'), CURRENT_USER::text,
+    CURRENT_USER::text,
     pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'),
     (SELECT pg_catalog.pg_get_userbyid(n.nspowner)::text FROM pg_catalog.pg_namespace AS n
         WHERE n.oid OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('zcomm'))
@@ -137,17 +137,26 @@ UNION ALL SELECT f.relation, f.keys FROM fresh AS f WHERE f.keys IS NOT NULL
 UNION ALL (SELECT DISTINCT f.relation, NULL::pg_catalog.jsonb FROM fresh AS f WHERE f.keys IS NULL)
 """  # noqa: S608 (constants and quoted names)
 _FIRST = f"SELECT NULL AS relation, {_STATE} AS keys"
-#: Whether there is something like that, and what else a step would find. The newest row is at the end of the index.
+#: Whether there is something like that, and what else a step would find. One row is looked for by the index, whatever
+#: was removed and is still in it.
 _CHANGED = """
-SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), coalesce(
-    (SELECT c.xid FROM zcomm.changes AS c ORDER BY c.xid DESC LIMIT 1) OPERATOR(pg_catalog.>=)
-        pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot), false
-) OR EXISTS (
+SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
+    SELECT c.xid FROM zcomm.changes AS c
+    WHERE c.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot)
+    ORDER BY c.xid DESC LIMIT 1
+) IS NOT NULL OR EXISTS (
     SELECT FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
 ) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
 """
-_ISOLATION = "SELECT pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"
+#: The log has an index, whatever its statistics say. A serializable transaction that looks at it would make those fail
+#: that write it.
+_SETTINGS = """
+SELECT pg_catalog.current_setting('enable_seqscan'), pg_catalog.current_setting('jit'), pg_catalog.concat(
+    pg_catalog.set_config('enable_seqscan', 'off', false), pg_catalog.set_config('jit', 'off', false),
+    pg_catalog.set_config('default_transaction_isolation', 'read committed', false)
+)
+"""
 _LOG_SIZE = """
 SELECT (SELECT pg_catalog.count(*) FROM zcomm.changes),
     pg_catalog.pg_total_relation_size('zcomm.changes'::pg_catalog.regclass)
@@ -220,7 +229,7 @@ class PostgreSQLLog:
         #: The snapshot up to which all is known, and the life in which; and those of the step under way.
         self._read: tuple[str, str] | None = None
         self._reading: tuple[str, str] | None = None
-        #: What the session says of how queries are planned, which a step says otherwise for the log.
+        #: The settings by which queries of tables are planned, which are otherwise for the log.
         self._plans = ("on", "on")
         self._role = ""
         self._renew_at = self._compare_at = self._ask_at = self._clean_at = 0.0
@@ -254,8 +263,7 @@ class PostgreSQLLog:
                 "a pooler stands before the database, and the lock of those who watch needs a session of its own; give "
                 "the server a URL past the pooler",
             )
-        ((version, recovers, seqscan, jit, self._role, creates, owner),) = self._ask(_FACTS)
-        self._plans = (seqscan, jit)
+        ((version, recovers, self._role, creates, owner),) = self._ask(_FACTS)
         if version < OLDEST:
             return dict.fromkeys(everything, "it takes PostgreSQL 13 or later")
         if recovers:
@@ -406,7 +414,7 @@ class PostgreSQLLog:
         table = self._look([model]).get(model.name)
         if table is None or table.unfit:
             raise ValueError(table.unfit if table else "it is not there as the schema has it")
-        self._role = self._ask(_FACTS)[0][4]
+        self._role = self._ask(_FACTS)[0][2]
         statements = [*base_sql(), *grants_sql(self._role), *function_sql(table)]
         for member, trigger, there in table.amiss():
             statements += trigger_sql(table, member, trigger, there)
@@ -480,9 +488,12 @@ class PostgreSQLLog:
         if names:
             # TRUNCATE and ALTER TABLE empty a table for a snapshot that was there before.
             before += [f"SET LOCAL lock_timeout = '{STEP_LOCK}'", f"LOCK TABLE {names} IN ACCESS SHARE MODE"]
-        if self._installed:
-            # The log has an index, whatever its statistics say; what reads it sets this back.
-            before += ["SET LOCAL enable_seqscan = off", "SET LOCAL jit = off"]
+        if not self._installed:
+            # Else by the query of the log.
+            before += [
+                f"SET LOCAL {name} = {value}"
+                for name, value in zip(("enable_seqscan", "jit"), self._plans, strict=True)
+            ]
         connection.begin_snapshot("" if self._database.pooled else "; ".join(before))
         self._stepping = True
         if not self._installed:
@@ -603,7 +614,7 @@ class PostgreSQLLog:
             self._registered = count == 1
         if not holder.holds and now >= self._clean_at:
             self._clean_at = now + CLEAN_EVERY
-            clean(self._connected(), 1)
+            clean(self._connected(), most=1)
 
     def rest(self) -> None:
         self._read = None
@@ -639,8 +650,8 @@ class PostgreSQLLog:
         self._connection = None
         connection = self._database.connect()
         if not self._database.pooled:
-            # A serializable transaction that looks at the log would make those fail that write it.
-            connection.run(_ISOLATION, (), True)
+            ((*plans, _),) = connection.run(_SETTINGS, (), True)[0]
+            self._plans = (plans[0], plans[1])
         self._connection = connection
         return connection
 
