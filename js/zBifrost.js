@@ -1741,7 +1741,7 @@ class Live {
     }
     this.#failures = 0;
     const kind = this.#names ? 'reset' : 'initial';
-    this.#names ??= key;
+    this.#names = key ?? this.#names;
     this.#take(same ? news : { ...news, reset: rows }, kind);
   }
 

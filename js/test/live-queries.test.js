@@ -262,6 +262,19 @@ describe('keys', () => {
     });
   }
 
+  it('are those of the last answer: the model may be another', async () => {
+    const { net, live } = await withRows();
+    await reconnect(net);
+    const rows = [
+      { id: 1, name: 'a' },
+      { id: 1, name: 'b' },
+    ];
+    const query = answer(net, { rows, key: ['name'] });
+    assert.deepEqual(live.rows, rows);
+    say(net, { [query]: { gone: ['a'] } });
+    assert.deepEqual(live.rows, rows.slice(1));
+  });
+
   it('that are texts are no numbers, and one may be called __proto__', async () => {
     const { net, client } = await connected();
     const live = client.live('Orders');

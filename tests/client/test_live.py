@@ -527,3 +527,36 @@ async def test_a_program_without_a_reactor(server: QueryServer):
             assert list(rows) == [] and statuses == ["live", "stale"] and repr(live) == "<live Orders, stale>"
 
     await deferToThread(use)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_listener_does_is_told_afterwards(client: Client, server: QueryServer):
+    """Everybody hears everything in its order, also where one of them leaves the server in the middle of a step."""
+    first, second = client.live("Orders"), client.live("Users")
+    heard: list[Any] = []
+    first.subscribe(lambda rows, change: change["kind"] == "change" and client.disconnect())
+    second.subscribe(lambda rows, change: heard.append((change["kind"], len(rows), len(change["removed"]))))
+    second.on("status", heard.append)
+    snapshots = aiter(second)
+    await second.start()
+    await anext(snapshots)
+    heard.clear()
+    server.tell(q1={"gone": [1]}, q2={"gone": [1]})
+    await wait_until(lambda: second.status == "stale", "the end")
+    assert heard == [("change", 1, 1), ("same", 1, 0), "stale"]
+    assert await anext(snapshots) == [B]
+    with pytest.raises(StopAsyncIteration):
+        await anext(snapshots)
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_key(client: Client, server: QueryServer):
+    """The server comes back with another model behind the name: rows are told apart by what its answer says."""
+    server.say = lambda asked: {**server.reply(asked), "key": ["name"]} if asked["query"] == "q2" else None
+    live = client.live("Orders")
+    await live.start()
+    server.rows = [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]
+    server.lose_all()
+    await wait_until(lambda: live.rows == server.rows, "the rows again")
+    server.tell(q2={"gone": ["a"]})
+    await wait_until(lambda: live.rows == server.rows[1:], "the step")

@@ -141,8 +141,8 @@ class Live:
         """End it at once, for all who subscribe to it, iterate over it or wait for it."""
         self._subscribers.clear()
         tellings = [*self._end_loops(StopAsyncIteration()), *self._end()]
-        self._fail_start(ConnectionLost(1000, "stop() was called"))
-        _run(tellings)
+        stopped = ConnectionLost(1000, "stop() was called")
+        self._lives.tell([*tellings, partial(self._fail_start, stopped)])
 
     def __aiter__(self) -> Snapshots:
         return Snapshots(self)
@@ -159,14 +159,14 @@ class Live:
         self._is_wanted = True
         self._lives.want(self, True)
         if self._status == "error":
-            _run(self._become("loading" if self._rows.key is None else "stale"))
+            self._lives.tell(self._become("loading" if self._rows.key is None else "stale"))
         if self._query is None and self._lives.is_connected():
             self._ask()
 
     def _rest(self) -> None:
         """End it where nobody looks at it any more. Who looks away to look again does so at once."""
         if not self._is_used:
-            self._lives.clock.callLater(0, lambda: None if self._is_used else _run(self._end()))
+            self._lives.clock.callLater(0, lambda: None if self._is_used else self._lives.tell(self._end()))
 
     def _end(self) -> Tellings:
         if not self._is_wanted:
@@ -237,11 +237,11 @@ class Live:
             change = self._rows.take(news)
         except ValueError:
             self._leave()
-            _run(self._fail(InternalError("The server's answer to zLive is none")))
+            self._lives.tell(self._fail(InternalError("The server's answer to zLive is none")))
             return
         self._retries = 0
-        _run(self._become("live", sees=news.sees, change=change))
-        self._starting.fire(self._rows.list)
+        tellings = self._become("live", sees=news.sees, change=change)
+        self._lives.tell([*tellings, partial(self._starting.fire, self._rows.list)])
 
     def _refused(self, failure: Failure, query: str) -> None:
         if self._query != query:
@@ -256,17 +256,16 @@ class Live:
         failure.trap(CommandError)
         error: Any = failure.value
         if not error.retryable:
-            _run(self._fail(error))
+            self._lives.tell(self._fail(error))
             return
         self._retries += 1
         self._retry = self._lives.clock.callLater(retry_delay(self._retries), self._try_again)
-        is_told = bool(self._starting) or self._retries > 1
-        _run(self._become(self._status, error=error))
-        if not is_told:
-            self._report(error)
+        tellings = self._become(self._status, error=error)
         if self._starting:
-            self._fail_start(error)
-            self._rest()
+            tellings += [partial(self._fail_start, error), self._rest]
+        elif self._retries == 1:
+            tellings.append(partial(self._report, error))
+        self._lives.tell(tellings)
 
     def _try_again(self) -> None:
         self._retry = None
@@ -305,9 +304,7 @@ class Live:
 
     def closed(self, end: BaseException, error: ConnectionLost) -> None:
         """No connection comes by itself any more."""
-        self._fail_start(error)
-        _run(self._end_loops(end))
-        self._rest()
+        self._lives.tell([partial(self._fail_start, error), *self._end_loops(end), self._rest])
 
     def heard(self, queries: dict[str, Any]) -> Tellings:
         """Take what a step has for it, if anything; returns what to tell.
@@ -451,6 +448,8 @@ class Lives:
         self._state = state
         self._wanted: dict[Live, None] = {}
         self._names = 0
+        self._due: deque[Callable[[], None]] = deque()
+        self._is_telling = False
 
     def is_connected(self) -> bool:
         """Whether a command can be sent."""
@@ -481,6 +480,16 @@ class Lives:
         else:
             self._wanted.pop(live, None)
 
+    def tell(self, tellings: Tellings) -> None:
+        """Tell what is due: what happens meanwhile, by what a listener does, is told afterwards."""
+        self._due.extend(tellings)
+        if self._is_telling:
+            return
+        self._is_telling = True
+        while self._due:
+            self._due.popleft()()
+        self._is_telling = False
+
     def heard(self, step: dict[str, Any]) -> None:
         """An event of the server: all queries have taken it before anybody is told."""
         tellings: Tellings = []
@@ -489,7 +498,7 @@ class Lives:
                 tellings += live.heard(step["queries"])
             except ValueError as error:
                 self._log.warn("the server's event for {live} is none: {reason}", live=live, reason=str(error))
-        _run(tellings)
+        self.tell(tellings)
 
     def came_back(self) -> None:
         """Ask for all of them, before programs send anything."""
@@ -498,7 +507,7 @@ class Lives:
 
     def lost(self) -> None:
         """The connection has ended."""
-        _run([telling for live in list(self._wanted) for telling in live.lost()])
+        self.tell([telling for live in list(self._wanted) for telling in live.lost()])
 
     def ended(self, error: ConnectionLost, by_program: bool = False) -> None:
         """No connection comes by itself any more; where the program wants that, its iterations just end."""
@@ -510,8 +519,3 @@ class Lives:
 def is_step(message: Any) -> bool:
     """Whether a message is the server's event of live queries, and not what a program broadcasts."""
     return isinstance(message, dict) and message.get("event") == "live" and isinstance(message.get("queries"), dict)
-
-
-def _run(tellings: Tellings) -> None:
-    for tell in tellings:
-        tell()

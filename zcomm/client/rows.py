@@ -68,7 +68,7 @@ class Rows:
 
         :raises ValueError: for what nothing can be made of.
         """
-        names = self.key or news.key
+        names = news.key or self.key
         if not names:
             raise ValueError("the server has not said what the key is")
         whole = news.rows if news.reset is None else news.reset
