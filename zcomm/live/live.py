@@ -343,7 +343,8 @@ class LiveQueries:
     def failed(self) -> None:
         """Have everybody told all rows, once a step has gone well."""
         for subscriber in self._subscribers:
-            subscriber.notes.clear()
+            # Of queries that have ended all is said.
+            subscriber.notes = {name: each for name, each in subscriber.notes.items() if name not in subscriber.queries}
             for subscription in subscriber.queries.values():
                 subscription.is_behind = True
             self._noted[subscriber] = None
