@@ -27,6 +27,7 @@ COMMANDS = {
     "url": ("client", "print the link to the running server's page, good for one sign-in within ten minutes"),
     "call": ("client", "send one command to a running server and print its result"),
     "publish": ("client", "send one message to the subscribers of a topic"),
+    "live": ("live", "the log by which live queries see writes of other programs, in a database"),
 }
 
 

@@ -310,6 +310,24 @@ class Execution:
         except sa.exc.DBAPIError as error:
             raise ConfigError(self._url, f"its tables cannot be used: {error.orig}") from error
 
+    def look(self) -> None:
+        """Compare the tables that are there with the schema; none is made.
+
+        :raises Fault: when the database cannot be had.
+        :raises ConfigError: when it does not fit the schema, or lacks a table.
+        """
+        self._database.serve()
+        try:
+            with self._connected() as connected:
+                found = self._bind(connected)
+        except sa.exc.OperationalError as error:
+            raise Fault("down", (), str(error.orig)) from error
+        except sa.exc.DBAPIError as error:
+            raise ConfigError(self._url, f"its tables cannot be used: {error.orig}") from error
+        missing = [model.table for model in self.schema.models.values() if model.table not in found]
+        if missing:
+            raise ConfigError(self._url, f"the tables {', '.join(missing)} are missing; start the server once")
+
     @contextmanager
     def _connected(self, owner: Hashable = None, long: bool = True) -> Iterator[sa.Connection]:
         """A connection that tells what tables are like. Whoever has it keeps all others from the only one, where there

@@ -17,7 +17,7 @@ from zcomm.data.filters import EVERYTHING, LITERAL, PATTERN, Filter, Slot, Unfit
 from zcomm.data.models import Model
 from zcomm.live.rows import UNKNOWN, Row, compared_by
 
-__all__ = ["Test", "equal_to", "test_of"]
+__all__ = ["Test", "equal_to", "judged_by_the_database", "test_of"]
 
 #: Whether a row matches; ``None`` where only the database knows.
 Test = Callable[[Row], "bool | None"]
@@ -28,6 +28,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt,
     "lte": operator.le,
 }
+#: The operators of shapes that clients call otherwise.
+_WORDS = {"listed": "in", "not_listed": "not_in", "ilike_ascii": "ilike", "same": "eq", "among": "in"}
 #: The operators for which texts have to be in an order.
 _ORDERED = frozenset({*_COMPARISONS, "between"})
 
@@ -61,6 +63,22 @@ def equal_to(where: Filter, model: Model, is_sqlite: bool) -> tuple[tuple[str, f
     if not left:
         return best, EVERYTHING
     return best, Filter(("$and", *(part for part, _ in left)), tuple(slot for _, mine in left for slot in mine))
+
+
+def judged_by_the_database(where: Filter, model: Model, is_sqlite: bool) -> list[str]:
+    """The conditions of ``where`` of which Python knows nothing, as their fields and operators."""
+    compiler = _Compiler(model, is_sqlite)
+    found: dict[str, None] = {}
+
+    def look(shape: tuple[Any, ...], slots: Iterator[Slot]) -> None:
+        if shape[0] in ("$and", "$or", "$not"):
+            for part in shape[1:]:
+                look(part, slots)
+        elif not shape[0].startswith("$") and compiler.test(shape, slots) is _ask:
+            found[f"{shape[0]}__{_WORDS.get(shape[1], shape[1])}"] = None
+
+    look(where.shape, iter(where.slots))
+    return list(found)
 
 
 def _count(shape: tuple[Any, ...]) -> int:

@@ -424,6 +424,10 @@ class PostgreSQLLog:
         """The SQL that removes what was installed for ``models``, and the schema where it was for no others."""
         return _script(removal_sql(self._look(models).values()))
 
+    def remove(self, models: Sequence[Model]) -> None:
+        """Remove what was installed for ``models``, and the schema where it was for no others."""
+        self._transact(removal_sql(self._look(models).values()))
+
     def status(self) -> Status:
         """The state of all this in the database, whoever watches."""
         if self._ask(_BASE) != [(_COLUMNS, True)]:
