@@ -83,7 +83,7 @@ def _with_database(args: argparse.Namespace, work: Callable[[Execution, str], in
 
 def _administered(args: argparse.Namespace, work: Callable[[Execution, Administration], int]) -> int:
     def run(execution: Execution, url: str) -> int:
-        log = administration(execution, url)
+        log = administration(execution, url, time.time)
         try:
             return work(execution, log)
         finally:

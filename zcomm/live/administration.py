@@ -5,8 +5,7 @@ All of it blocks, and none of it runs in a server.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from zcomm.data.drivers.sqlite import SQLiteDatabase
@@ -45,20 +44,21 @@ class Administration(Protocol):
         """Let go of the database."""
 
 
-def administration(execution: Execution, url: str) -> Administration:
+def administration(execution: Execution, url: str, now: Callable[[], float]) -> Administration:
     """The log of the database of ``execution``, whose tables are known.
 
     :param url: the database as the user may see it, for errors.
+    :param now: seconds since 1970, as the database counts them.
     """
     database = execution.database
     if isinstance(database, SQLiteDatabase):
-        return _SQLite(execution, database, url)
-    return _PostgreSQL(execution, url)
+        return _SQLite(execution, database, now)
+    return _PostgreSQL(execution, url, now)
 
 
 class _SQLite:
-    def __init__(self, execution: Execution, database: SQLiteDatabase, url: str):
-        self._url = url
+    def __init__(self, execution: Execution, database: SQLiteDatabase, now: Callable[[], float]):
+        self._now = now
         self._execution = execution
         self._log = SQLiteLog(database, lambda: execution.schema, execution.pool.connection, execution.look_again)
 
@@ -80,7 +80,7 @@ class _SQLite:
                 connection.run(statement, (), False)
 
     def state(self) -> list[str]:
-        facts = live_facts(self._ask, time.time())
+        facts = live_facts(self._ask, self._now())
         holding = [seconds for seconds in facts.leases if seconds > 0]
         return [
             *([f"{table}: watched" for table in sorted(facts.tables)] or ["no table is watched"]),
@@ -93,12 +93,13 @@ class _SQLite:
 
 
 class _PostgreSQL:
-    def __init__(self, execution: Execution, url: str):
+    def __init__(self, execution: Execution, url: str, now: Callable[[], float]):
         # psycopg is not installed everywhere.
         from zcomm.data.drivers.postgresql import PostgreSQLDatabase
         from zcomm.live.postgresql_log import PostgreSQLLog
 
         self._url = url
+        self._now = now
         self._log = PostgreSQLLog(cast(PostgreSQLDatabase, execution.database), lambda: execution.schema)
 
     def sql(self, model: Model) -> str:
@@ -119,7 +120,7 @@ class _PostgreSQL:
         if status.holder is not None:
             process, place, since = status.holder
             lines.append(
-                f"watching now: process {process} of {place or 'this machine'}, for {time.time() - since:.0f} s"
+                f"watching now: process {process} of {place or 'this machine'}, for {self._now() - since:.0f} s"
             )
         else:
             lines.append("watching now: nobody")
