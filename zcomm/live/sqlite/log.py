@@ -128,6 +128,8 @@ class SQLiteLog:
         self._models: dict[str, Model] = {}
         self._shapes: dict[str, Shape] = {}
         self._reasons: dict[str, str] = {}
+        #: Those reasons as they were told last.
+        self._told: dict[str, str] = {}
         #: The models that are watched, by what the log calls them.
         self._labels: dict[str, str] = {}
         #: Those of which each write is logged as one of many rows.
@@ -163,6 +165,7 @@ class SQLiteLog:
         self._models = {model.name: model for model in models if model.live}
         self._reasons = {}
         self._look_after(True)
+        self._told = dict(self._reasons)
         return {
             model.name: self._reasons.get(model.name, "") if model.live else "its schema does not say live: true"
             for model in models
@@ -210,18 +213,18 @@ class SQLiteLog:
         self._is_late = self._held is not None
         if self._is_late:
             return {}
-        before = dict(self._reasons)
+        self._see_to_it()
+        told, self._told = self._told, dict(self._reasons)
+        return {name: self._told.get(name, "") for name in self._models if self._told.get(name) != told.get(name)}
+
+    def _see_to_it(self) -> None:
+        """Do what :meth:`tend` is for, while no step is under way."""
         if self._models and (self._broken or time.monotonic() - self._looked > LOOK):
             self._look_after(False)
         if self._wants and self._labels:
             self.watch()
             if time.monotonic() - self._renewed > RENEWAL or self._cleaned < self._at:
                 self._renew()
-        return {
-            name: self._reasons.get(name, "")
-            for name in self._models
-            if self._reasons.get(name, "") != before.get(name, "")
-        }
 
     def _renew(self) -> None:
         """Make the lease hold longer, and remove what everybody has read."""
@@ -296,7 +299,10 @@ class SQLiteLog:
                 with suppress(Fault):
                     self._reader.run("SELECT 1", (), True)
         if self._is_late:
-            self.tend()
+            self._is_late = False
+            # Where others write, the lease may hold on for a while.
+            with suppress(Fault):
+                self._see_to_it()
         for _ in range(3):
             self.watch()
             self._enter()
