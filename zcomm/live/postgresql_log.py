@@ -296,7 +296,7 @@ class PostgreSQLLog:
 
     def _look(self, models: Iterable[Model]) -> dict[str, Table]:
         keys = {
-            f"{quoted(model.namespace)}.{quoted(model.table)}": (
+            ".".join(quoted(name) for name in (model.namespace, model.table) if name): (
                 model.name,
                 tuple(model.fields[name].column_name for name in model.key),
             )
@@ -670,4 +670,5 @@ class PostgreSQLLog:
 
 
 def _script(statements: Iterable[str]) -> str:
-    return "BEGIN;\n" + "".join(f"{each};\n" for each in statements) + "COMMIT;\n"
+    """``statements`` as one transaction. Writers of a table wait behind who waits for it."""
+    return "".join(f"{each};\n" for each in ("BEGIN", "SET LOCAL lock_timeout = '5s'", *statements, "COMMIT"))
