@@ -357,3 +357,23 @@ async def test_programs_of_ones_own_are_followed(served: Served, action: str):
         await rows.until(lambda rows: texts(rows) == ["b"])
     assert isinstance(data.execution, Execution)
     await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_are_told_whose_changes_are_seen(served: Served):
+    """Where that is another now, those who ask that model and no others."""
+    admin, other = await served.client(), await served.client()
+    rows = await Rows(admin, "n").ask("Notes")
+    assert (await ask(admin, "zLive", {"query": "p", "model": "Parts"}))["sees"] == "all"
+    await ask(other, "zLive", {"query": "p", "model": "Parts"})
+    feed = served.comm.zcli.live.feed
+    for reason, sees in (("it was replaced", "own"), ("", "all")):
+        feed._tended({"Notes": reason})
+        await wait_until(lambda: events(admin), "the word")
+        assert events(admin)[-1]["queries"] == {"n": {"sees": sees}} and not events(other)
+        assert (await ask(admin, "zLive", {"query": "m", "model": "Notes"}))["sees"] == sees
+        await ask(admin, "zUnsubscribe", {"query": "m"})
+        admin.received.clear()
+    rows.seen = 0
+    await ask(other, "create_Notes", {"values": {"owner": "x", "text": "new"}})
+    assert texts(await rows.until(lambda now: bool(now))) == ["new"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from support.waiting import wait_until_blocking
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.sqlite import SQLiteDatabase
@@ -555,6 +556,21 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
     assert told > 100
     watched.other.execute("PRAGMA busy_timeout = 10000")
     assert watched.other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_file_that_is_busy_is_watched_as_soon_as_it_is_not(watched: Watched):
+    """Another program that writes as the server starts keeps tables from being watched for no longer than that."""
+    models = list(watched.schema.models.values())
+    watched.other.execute("BEGIN IMMEDIATE")
+    reasons = watched.log.prepare(models)
+    assert reasons["Users"] == reasons["Seats"] == "another program kept the file from being written to"
+    assert watched.log.tend() == {}
+    watched.other.execute("COMMIT")
+    assert wait_until_blocking(watched.log.tend, "the triggers", timeout=20) == {"Users": "", "Seats": ""}
+    watched.log.watch()
+    assert not step(watched.log).known
+    watched.other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+    assert keys(watched.log) == {"Users": {1}}
 
 
 def test_nothing_is_logged_while_nobody_watches(watched: Watched):

@@ -7,7 +7,7 @@ What waits for the database runs in a thread of its own; all else on the reactor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -63,6 +63,9 @@ class Listener(Protocol):
 
     def ended(self, query: Query, error: CommandError) -> None:
         """Take note that ``query`` cannot go on."""
+
+    def sees(self, models: Collection[str]) -> None:
+        """Take note that whose changes are seen of these may be another, from the next step on."""
 
     def step(self) -> Iterator[None]:
         """Tell all that has been noted, in slices."""
@@ -409,6 +412,7 @@ class Feed:
             else:
                 self.blind.pop(model, None)
         if changed:
+            self._listener.sees(changed)
             self._all_unknown = True
             self._step_soon()
 

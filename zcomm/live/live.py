@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -54,6 +54,8 @@ class LiveQueries:
         self._by_owner: dict[Hashable, dict[Subscriber, None]] = {}
         #: Those who are to be told something when the step is done.
         self._noted: dict[Subscriber, None] = {}
+        #: The models of which it has to be told whose changes are seen.
+        self._unsaid: set[str] = set()
 
     def start(self) -> Deferred[None]:
         """Find out which tables can be watched. Fires when that is known; it does not fail."""
@@ -315,6 +317,10 @@ class LiveQueries:
             subscriber.notes[name] = note
         self._noted[subscriber] = None
 
+    def sees(self, models: Collection[str]) -> None:
+        """Note that whose changes are seen of ``models`` may be another, from the next step on."""
+        self._unsaid.update(models)
+
     def ended(self, query: Query, error: CommandError) -> None:
         """End the subscriptions to ``query``."""
         note = _error(error)
@@ -339,6 +345,26 @@ class LiveQueries:
             if not subscriber.is_blocked and any(each.is_behind for each in subscriber.queries.values()):
                 self._reset(subscriber)
             yield
+        models, self._unsaid = self._unsaid, set()
+        for subscriber in list(self._subscribers) if models else ():
+            self._tell_sees(subscriber, models)
+            yield
+
+    def _tell_sees(self, subscriber: Subscriber, models: Collection[str]) -> None:
+        notes = {}
+        for name, subscription in subscriber.queries.items():
+            query = subscription.query
+            if query is None or query.question.model not in models:
+                continue
+            if subscriber.is_blocked:
+                # It is in what tells all rows.
+                subscription.is_behind = True
+            else:
+                notes[name] = b'{"sees":"%s"}' % self._sees(query)
+        subscriber.send(notes)
+
+    def _sees(self, query: Query) -> bytes:
+        return b"all" if self.feed.sees_all(query.question.model) else b"own"
 
     def failed(self) -> None:
         """Have everybody told all rows, once a step has gone well."""
@@ -368,7 +394,8 @@ class LiveQueries:
             if not self._is_as_before(subscription):
                 self._judge_anew(subscription)
                 continue
-            subscriber.send({name: b'{"reset":%s,"digest":"%s"}' % (_list(query.rows), query.digest.encode())})
+            parts = (_list(query.rows), query.digest.encode(), self._sees(query))
+            subscriber.send({name: b'{"reset":%s,"digest":"%s","sees":"%s"}' % parts})
 
     # -- the end
 

@@ -52,6 +52,9 @@ MANY = 10_000
 SLICE = 5000
 #: Seconds between two looks at whether the triggers are there.
 LOOK = 60.0
+#: Seconds after which it is tried again where that failed for what may pass, and the faults that do not.
+AGAIN = 2.0
+LASTING = ("full", "forbidden", "unsupported")
 #: Seconds by which the clock may run otherwise than time does, between two looks at it.
 STEADY = 1.0
 #: Whose work all this is.
@@ -466,6 +469,10 @@ class SQLiteLog:
             if self._labels and not first:
                 raise
             found = _Installed(dict.fromkeys(self._models, _why_not_installed(fault)), {}, {}, set())
+            self._learn(found)
+            if fault.kind not in LASTING:
+                self._looked += AGAIN - LOOK
+            return
         self._learn(found)
 
     def _learn(self, found: _Installed) -> None:
