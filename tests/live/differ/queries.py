@@ -16,7 +16,7 @@ _TEXTUAL = ("like", "ilike", "contains", "startswith", "endswith")
 def query_of(dice: Random, model: Model) -> dict[str, Any]:
     """What zLive and a read of ``model`` are asked: ``where``, ``fields``, ``order_by`` and ``limit``."""
     asked: dict[str, Any] = {}
-    if dice.random() < 0.65:
+    if dice.random() < 0.55:
         where = _where(dice, model, 1)
         asked[dice.choice(["where", "where", "filters"])] = where
     names = [each.name for each in model.fields if not each.hidden or dice.random() < 0.02]
@@ -25,8 +25,8 @@ def query_of(dice: Random, model: Model) -> dict[str, Any]:
         picked = dice.sample(able, min(len(able), dice.choice([1, 1, 2])))
         terms = [f"{name}{dice.choice(['', ' asc', ' DESC', ' desc'])}" for name in picked]
         asked["order_by"] = dice.choice([terms, ", ".join(terms)])
-    if dice.random() < 0.6:
-        asked["limit"] = dice.choice([1, 1, 2, 3, 5, 8, 13, 20])
+    if dice.random() < 0.65:
+        asked["limit"] = dice.choice([1, 2, 3, 3, 4, 5, 8, 13, 20])
     if dice.random() < 0.4:
         asked["fields"] = dice.sample(names, dice.randrange(1, len(names) + 1))
     return asked

@@ -47,11 +47,11 @@ class Foreign(Protocol):
 
 
 def request(
-    dice: Random, model: Model, keys: Callable[[], list[tuple[Any, ...]]], what: str = ""
+    dice: Random, model: Model, keys: Callable[[str], list[tuple[Any, ...]]], what: str = ""
 ) -> tuple[str, dict[str, Any]]:
     """A command that writes, and what it is given.
 
-    :param keys: those that there are.
+    :param keys: those that there are of a model.
     :param what: the action, where that is not random.
     """
     visible = [each for each in model.fields if not each.hidden]
@@ -64,11 +64,14 @@ def request(
                     found[each.name] = None
             else:
                 found[each.name] = each.value(dice)
+                there = keys(each.fk[0]) if each.fk and dice.random() < 0.85 else []
+                if there:
+                    found[each.name] = dice.choice(there)[0]
         return found
 
     able = [each for each in visible if not each.is_made]
     plain = [each for each in visible if not each.pk]
-    what = what or dice.choice(["create", "create", "update", "update", "update", "delete", "upsert"])
+    what = what or dice.choice(["create", "create", "create", "update", "update", "update", "delete", "upsert"])
     if what == "create":
         return f"create_{model.name}", {"values": values(able)}
     if what == "upsert":
@@ -78,7 +81,7 @@ def request(
         given = values([each for each in able if each.name not in names])
         given |= {name: model.field(name).value(dice) for name in names}
         return f"upsert_{model.name}", {"values": given, "conflict_fields": names}
-    where = _where(dice, model, keys)
+    where = _where(dice, model, lambda: keys(model.name))
     if what == "delete":
         return f"delete_{model.name}", {"where": where}
     if not plain:
@@ -91,13 +94,13 @@ def request(
 
 
 def _where(dice: Random, model: Model, keys: Callable[[], list[tuple[Any, ...]]]) -> dict[str, Any]:
-    if dice.random() < 0.4:
+    if dice.random() < 0.25:
         each = dice.choice([each for each in model.fields if each.kind != "json" and not each.hidden])
         return {each.name: [each.value(dice) for _ in range(dice.choice([1, 2]))]}
     there = keys()
     if not there:
         return {model.key[0].name: model.key[0].value(dice)}
-    some = [dice.choice(there) for _ in range(dice.choice([1, 1, 2, 5]))]
+    some = [dice.choice(there) for _ in range(dice.choice([1, 1, 2, 5, 8]))]
     return {"$or": [{each.name: value for each, value in zip(model.key, key, strict=True)} for key in some]}
 
 
