@@ -415,7 +415,7 @@ class Execution:
         """Read rows as :meth:`keyed` has them.
 
         :param allowance: bytes that they may come to.
-        :return: the rows as the database brings them, and the seconds that it took.
+        :return: the rows as the database brings them, and the seconds that it took of the database.
         :raises Fault: for what the database would not or could not do.
         """
         if plan.nothing:
@@ -429,7 +429,7 @@ class Execution:
                 with self.pool.connection(owner) as connection:
                     use = self.pool.use_of(connection)
                     rows, _ = connection.run(statement.sql, parameters, True, most)
-                    seconds = use.seconds
+                    seconds = use.cost
             except Fault as fault:
                 if fault.kind not in ("stale", "migrated"):
                     raise

@@ -41,8 +41,8 @@ PACE, LOOK = 0.01, 0.05
 SLICE = 0.002
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
 STEP_SECONDS = 0.1
-#: Seconds that the read of one query may take.
-QUERY_SECONDS = 0.5
+#: Seconds that the read of one query may take, and how often in a row it may take longer: a database has its moments.
+QUERY_SECONDS, LATE = 0.5, 3
 #: Keys that are read at once, and those of a model beyond which its queries are read anew.
 KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
 #: Rows that are made at once.
@@ -276,7 +276,7 @@ class Feed:
         try:
             form = Form(model, question.fields + query.view.beside, query.raw, self._is_sqlite)
             rows, seconds = yield self._store.find(owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
-            if seconds > QUERY_SECONDS:
+            if seconds > 2 * QUERY_SECONDS:
                 raise TooBusy(
                     f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
                     "database an index for it"
@@ -706,8 +706,7 @@ class Feed:
                 rows: list[tuple[Any, ...]] | Fault = (
                     [] if plan.nothing else self._changes.run(statement.sql, parameters)
                 )
-                if perf_counter() - begun > QUERY_SECONDS:
-                    rows = Fault("timeout")
+                query.late = query.late + 1 if perf_counter() - begun > QUERY_SECONDS else 0
             except Fault as fault:
                 if fault.kind not in ("large", "timeout"):
                     raise
@@ -733,6 +732,8 @@ class Feed:
             return
         self._stale.pop(query, None)
         self._became(query, size, query.fill(entries))
+        if query.late >= LATE and not query.fault:
+            self._too_slow(query)
 
     def _outdate(self, query: Query) -> None:
         """Have the rows of ``query`` read anew, in this step or one of the next."""

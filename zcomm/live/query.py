@@ -46,6 +46,7 @@ class Query:
     :ivar depends: the models of the memberships that its rows are in reach by.
     :ivar watchers: those who are told of it.
     :ivar is_stale: whether its rows are to be read anew.
+    :ivar late: how often in a row its rows took too long to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
     :ivar size: bytes that it takes, about.
     :ivar left: the keys of the rows that it does not keep any more since it was changed last.
@@ -65,6 +66,7 @@ class Query:
         self.depends = frozenset(_others_of(question.where.shape))
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
+        self.late = 0
         self.fault = ""
         kinds = {model.fields[name].kind.name for name in model.key}
         self._has_plain_keys = not is_sqlite or kinds <= {"int", "str"}
