@@ -55,6 +55,7 @@ _ON_DELETE = {"restrict": "restrict", "cascade": "cascade", "set null": "set nul
 
 _DEMO = """
 Users:
+  _model:     {live: true}
   id:         {type: int, pk: true}
   name:       {type: str, required: true, rules: {min_length: 1, max_length: 200}}
   email:      {type: str, unique: true, rules: {format: email}}
@@ -67,6 +68,7 @@ Users:
   created_at: {type: datetime, default: now}
 
 Messages:
+  _model:     {live: true}
   id:         {type: int, pk: true}
   text:       {type: str, required: true, rules: {max_length: 10000}}
   timestamp:  {type: datetime, default: now}

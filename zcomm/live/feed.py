@@ -155,11 +155,11 @@ class Feed:
         self.blind |= {name: reason for name, reason in reasons.items() if reason}
         for model in live:
             if model.name in self.blind:
-                self._log.warn(
-                    "live queries of {model} see changes by this server alone: {reason}",
-                    model=model.name,
-                    reason=self.blind[model.name],
-                )
+                self._tell_of(model.name, self.blind[model.name])
+
+    def _tell_of(self, model: str, reason: str) -> None:
+        text = "live queries of {model} see changes by this server alone: {reason}"
+        self._log.warn(text, model=model, reason=reason)
 
     def _not_prepared(self, failure: Any) -> None:
         self._log.failure("it is not known which tables can be watched", failure)
@@ -409,8 +409,9 @@ class Feed:
         for model, reason in changed.items():
             if reason:
                 self.blind[model] = reason
-            else:
-                self.blind.pop(model, None)
+                self._tell_of(model, reason)
+            elif self.blind.pop(model, None):
+                self._log.info("live queries of {model} see changes by whomever", model=model)
         if changed:
             self._listener.sees(changed)
             self._all_unknown = True
