@@ -507,9 +507,9 @@ async def test_a_program_without_a_reactor(server: QueryServer):
             def listen(rows: Any, change: Any) -> None:
                 heard.append((change["kind"], client.send({"zKey": "ping"}), threading.current_thread().name))
 
-            stop = live.subscribe(listen)
             statuses: list[str] = []
             live.on("status", statuses.append)
+            stop = live.subscribe(listen)
             assert live.start() == [A, B] == live.get_snapshot() and live.digest == repr([A, B])
             wait_until_blocking(lambda: len(heard) == 2 and statuses, "the rows")
             assert [kind for kind, *_ in heard] == ["same", "initial"] and heard[0][2].startswith("zcomm-listener")
@@ -524,7 +524,8 @@ async def test_a_program_without_a_reactor(server: QueryServer):
             rows = iter(live)
             assert iter(rows) is rows and next(rows) == [B]
             live.stop()
-            assert list(rows) == [] and statuses == ["live", "stale"] and repr(live) == "<live Orders, stale>"
+            assert list(rows) == [] and repr(live) == "<live Orders, stale>"
+            wait_until_blocking(lambda: statuses == ["live", "stale"], "the end")
 
     await deferToThread(use)
 
