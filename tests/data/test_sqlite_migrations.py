@@ -14,6 +14,7 @@ import pytest_twisted
 from support.rows import rows_of_a_test
 from twisted.logger import capturedLogs, formatEvent
 
+from zcomm.data.drivers.driver import Connection, Fault
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, Unavailable
@@ -243,6 +244,41 @@ async def test_contact_no_write_meets_tables_that_changed_meanwhile(
         kept.extend(other.execute("SELECT a FROM Notes").fetchall())
         assert wrong == []
         assert len(kept) == acknowledged > 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_table_that_a_trigger_writes_to_goes_and_comes_back(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """A change that failed without it is made again once it is there, by the connection that failed, too."""
+    path = tmp_path / "t.sqlite3"
+    store = make_store(f"sqlite:///{path}", load_schema(SCHEMA))
+    await store.start()
+    await store.create(1, "Notes", {"name": "n"})
+    change = "UPDATE Notes SET a = ? WHERE id = 1"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, store._pool.connection() as first:
+        with store._pool.connection() as second:
+            other.execute("CREATE TABLE log (a)")
+            other.execute("CREATE TRIGGER t AFTER UPDATE ON Notes BEGIN INSERT INTO log VALUES (new.a); END")
+
+            def outcomes(connection: Connection, sql: str, *parameters: str) -> list[int | str]:
+                found: list[int | str] = []
+                for _ in range(4):
+                    try:
+                        found.append(connection.run(sql, parameters, sql.startswith("SELECT"))[1])
+                    except Fault as fault:
+                        found.append(fault.kind)
+                    connection.rollback()
+                    if found[-1] == "migrated":
+                        store.execution.look_again()
+                return found
+
+            assert outcomes(second, change, "1")[-1] == outcomes(first, change, "1")[-1] == 1
+            other.execute("DROP TABLE log")
+            assert outcomes(first, change, "2")[-1] == "refused"
+            other.execute("CREATE TABLE log (a)")
+            outcomes(second, "SELECT 1 FROM Notes")
+            assert outcomes(first, change, "3")[-1] == 1
 
 
 @pytest_twisted.ensureDeferred

@@ -457,8 +457,10 @@ class _Connection:
                 self._lame = True
                 raise Fault("down", (), "the file was opened for reading alone, and may be written to") from error
             if self._compiled or getattr(error, "sqlite_errorname", "") in ("SQLITE_ERROR", "SQLITE_SCHEMA"):
-                # It may be one of tables that others changed.
+                # It may be one of tables that others changed. One whose trigger misses a table goes by the tables that
+                # the connection read last, also when it is back; any other statement has them read anew.
                 with suppress(sqlite3.Error):
+                    self._raw.execute("SELECT 1 FROM sqlite_master LIMIT 0").close()
                     self._compare()
             try:
                 raise fault from error
