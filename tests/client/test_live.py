@@ -257,10 +257,12 @@ async def test_events_before_the_answer_are_of_something_else(client: Client, se
     live = client.live("Orders")
     stop = live.subscribe(lambda rows, change: None)
     await wait_until(lambda: live.status == "live", "the rows")
+    live.on("status", lambda status: stop())
+    states: list[str] = []
+    client.on("state", states.append)
     server.lose_all()
-    await wait_until(lambda: live.status == "stale", "the loss")
-    stop()
-    await wait_until(lambda: client.state == "connected", "the next connection")
+    await wait_until(lambda: states == ["reconnecting", "connected"], "the next connection")
+    assert live.status == "stale"
     await heard_all(client)
     assert len(server.asked) == 1
     answers: list[Deferred[Any]] = []
@@ -332,9 +334,10 @@ async def test_an_error_ends_it(client: Client, server: QueryServer):
     stop = unheard.subscribe(lambda rows, change: None)
     await wait_until(lambda: unheard.status == "error", "the refusal")
     assert of_client == ["permission_denied"]
+    states: list[str] = []
+    client.on("state", states.append)
     server.lose_all()
-    await wait_until(lambda: client.state == "reconnecting", "the loss")
-    await wait_until(lambda: client.state == "connected", "the next connection")
+    await wait_until(lambda: states == ["reconnecting", "connected"], "the next connection")
     await heard_all(client)
     assert len(server.asked) == 2
     server.say = lambda asked: None
@@ -402,6 +405,7 @@ async def test_what_is_no_answer_and_no_event(client: Client, server: QueryServe
     live = client.live("Orders")
     live.subscribe(lambda rows, change: None)
     await wait_until(lambda: live.status == "error", "the end")
+    await heard_all(client)
     assert live.error.code == "internal" and server.asked[-1] == ("zUnsubscribe", {"query": "q1"})
     server.say = lambda asked: None
     await live.start()
