@@ -463,7 +463,7 @@ class SQLiteLog:
         if not self._models:
             return
         try:
-            with self._writing() as connection:
+            with self._writing(first) as connection:
                 found = self._install(connection, first)
         except Fault as fault:
             if self._labels and not first:
@@ -583,11 +583,14 @@ class SQLiteLog:
     # Connections and the clock.
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction that writes, in its turn among all writes."""
+    def _writing(self, long: bool = False) -> Iterator[Connection]:
+        """A transaction that writes, in its turn among all writes.
+
+        :param long: whether it may keep others waiting, as it does once, before there is anybody to wait.
+        """
         with ExitStack() as held:
             if self._shared is not None:
-                connection = held.enter_context(self._shared(spare=True, writes=True))
+                connection = held.enter_context(self._shared(spare=True, writes=True, long=long))
             else:
                 if self._writer is None or not self._writer.alive():
                     if self._writer is not None:
@@ -595,7 +598,7 @@ class SQLiteLog:
                     self._writer = None
                     self._writer = self._database.connect()
                 connection = self._writer
-            held.enter_context(self._database.writing(connection, OWNER))
+            held.enter_context(self._database.writing(connection, OWNER, long))
             connection.begin()
             try:
                 yield connection
