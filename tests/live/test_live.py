@@ -377,3 +377,37 @@ async def test_clients_are_told_whose_changes_are_seen(served: Served):
     rows.seen = 0
     await ask(other, "create_Notes", {"values": {"owner": "x", "text": "new"}})
     assert texts(await rows.until(lambda now: bool(now))) == ["new"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_come_to_too_much_end_their_query_alone(served: Served):
+    """A query whose rows grow beyond what one may have ends and says why; another of the same model goes on."""
+    admin = await served.client()
+    data = served.comm.zcli.data
+    for number in range(6):
+        await data.create("test", "Notes", {"owner": "ann", "text": str(number)})
+    whole = await Rows(admin, "whole").ask("Notes", order_by="text DESC")
+    names = await Rows(admin, "names").ask("Notes", fields=["owner"], where={"owner__ilike": "A%"})
+    for number in range(6):
+        await data.update("test", "Notes", {"text": str(number)}, {"text": f"{number}{'x' * 1_000_000}"})
+    await wait_until(lambda: (whole.now(), whole.error)[1] == "invalid", "the end of the query")
+    await data.create("test", "Notes", {"owner": "Ann", "text": "new"})
+    await names.until(lambda rows: len(rows) == 7)
+    assert names.error == ""
+    reply = await admin.call("zLive", {"query": "again", "model": "Notes"})
+    assert reply["code"] in ("invalid", "too_busy"), reply
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_table_that_is_lost_ends_its_queries_and_no_others(served: Served, url: str):
+    """Its rows cannot be read any more: that is said, and the queries of other models go on."""
+    admin = await served.client()
+    notes, parts = await Rows(admin, "notes").ask("Notes", fields=["text"]), await Rows(admin, "parts").ask("Parts")
+    write(url, 'ALTER TABLE "Parts" RENAME TO "Elsewhere"')
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a"}})
+    await wait_until(lambda: (parts.now(), parts.error)[1] != "", "the end of the query")
+    await notes.until(lambda rows: texts(rows) == ["a"])
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "b"}})
+    await notes.until(lambda rows: texts(rows) == ["a", "b"])
+    served.forget()

@@ -29,7 +29,7 @@ from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
-from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
+from zcomm.errors import CommandError, ConfigError, Invalid, TooBusy, Unavailable
 from zcomm.interfaces import NO_FIELD_RIGHTS, FieldRights
 from zcomm.runtime.deferreds import Abandoned, Waiters, following
 from zcomm.runtime.logthrottle import Throttle
@@ -527,7 +527,14 @@ class Store:
         done = self._submit(
             owner, kind, lambda: self._execution.find(plan, key, raw, owner, allowance), True, self._until()
         )
-        return done.addErrback(self._explain, job)
+
+        def too_large(failure: Failure) -> Failure:
+            fault = failure.value
+            if not isinstance(fault, Fault) or fault.kind != "large":
+                return failure
+            return Failure(Invalid(f"Its rows come to more than {allowance >> 20} MiB; ask for fewer fields or rows"))
+
+        return done.addErrback(too_large).addErrback(self._explain, job)
 
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
         """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.

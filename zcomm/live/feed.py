@@ -23,7 +23,7 @@ from zcomm.data.models import Model
 from zcomm.data.requests import Plan
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, InternalError, Invalid, TooBusy
+from zcomm.errors import CommandError, InternalError, Invalid, TooBusy, Unavailable
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.query import Query
@@ -49,6 +49,9 @@ KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
 REST = 10.0
+#: How often in a row the rows of a model may fail to be read, and the faults that are of no table.
+TRIES = 5
+PASSING = ("busy", "crowded", "down", "in_the_way", "lost", "overdrawn", "stale", "timeout")
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
 RETRY, MAX_RETRY = 0.1, 2.0
 
@@ -127,6 +130,9 @@ class Feed:
         self._leaving: dict[Query, None] = {}
         #: Those whose rows have to be read anew, the ones that have waited for longest first.
         self._stale: dict[Query, None] = {}
+        #: The models of which so many rows have changed that they were too large together, and how often reads failed.
+        self._large: set[str] = set()
+        self._failing: dict[str, int] = {}
         self._ending: Waiters[None] = Waiters()
         self._ended = self._size = 0
         self._next: IDelayedCall | None = None
@@ -440,16 +446,22 @@ class Feed:
         if not self._is_open:
             self._ending.fire(None)
             return
-        if failure is not None:
-            self._all_unknown = True
+        if failure is None:
+            self._retry = RETRY
+            self._failing.clear()
+        else:
+            # What it was about the log tells again.
             self._is_due = True
             after, self._retry = self._retry, min(2 * self._retry, MAX_RETRY)
-            if not failure.check(Fault):
+            fault = failure.value
+            if not isinstance(fault, Fault):
                 # Rows may have been taken of which nobody was told.
+                self._all_unknown = True
                 self._listener.failed()
                 self._log.failure("a step of the live queries failed; it is tried again", failure)
-        else:
-            self._retry = RETRY
+            elif fault.kind == "migrated":
+                self._thread(self._execution.look_again).addErrback(lambda _: None)
+            self._give_up()
         self._ended += 1
         leaving, self._leaving = self._leaving, {}
         for query in leaving:
@@ -459,6 +471,17 @@ class Feed:
         if self._is_due or self._stale:
             self._step_soon(after)
 
+    def _give_up(self) -> None:
+        """End the queries of a model whose rows cannot be read, time after time: it keeps all others waiting."""
+        for name, times in list(self._failing.items()):
+            if times >= TRIES:
+                del self._failing[name]
+                watched = self._watched.get(name)
+                for query in list(watched.queries.values()) if watched is not None else ():
+                    self._end_query(query, Unavailable(f"The rows of {name} cannot be read as the server knows them"))
+                for _ in self._listener.step():
+                    pass
+
     @inlineCallbacks
     def _step(self) -> Generator[Any, Any, None]:
         number = self._number + 1
@@ -466,9 +489,14 @@ class Feed:
         told, self._told = self._told, {}
         for name, keys in extra.items():
             _merge(told, name, keys)
-        is_unknown, self._all_unknown = self._all_unknown, False
         names = [name for name, watched in self._watched.items() if len(watched)]
-        found: _Found = yield self._thread(self._find, names, told)
+        try:
+            found: _Found = yield self._thread(self._find, names, told)
+        except BaseException:
+            for name, keys in told.items():
+                _merge(self._told, name, keys)
+            raise
+        is_unknown, self._all_unknown = self._all_unknown, False
         try:
             self._number = number
             if self._since or self._joining:
@@ -523,7 +551,9 @@ class Feed:
             for name in names:
                 keys = set(changes.keys.get(name, ()) or ())
                 mine = told.get(name, set())
-                if changes.keys.get(name, ()) is None or mine is None or len(keys) + len(mine) > MAX_KEYS:
+                is_large = name in self._large
+                self._large.discard(name)
+                if changes.keys.get(name, ()) is None or mine is None or is_large or len(keys | mine) > MAX_KEYS:
                     found.keys[name] = None
                     continue
                 keys |= mine
@@ -552,13 +582,19 @@ class Feed:
             some = keys[start : start + KEYS_AT_ONCE]
             parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
             try:
-                rows += self._changes.run(statement.sql, parameters)
+                rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
             except Fault as fault:
-                if fault.kind != "large":
-                    raise
-                # Each query says for itself what it cannot have.
-                found.keys[name] = None
-                return
+                if fault.kind == "large":
+                    # Each query says for itself what it cannot have, in the next step.
+                    self._large.add(name)
+                else:
+                    self._failed_at(name, fault)
+                raise
+
+    def _failed_at(self, name: str, fault: Fault) -> None:
+        """Count a fault that may be of one model's table."""
+        if fault.kind not in PASSING:
+            self._failing[name] = self._failing.get(name, 0) + 1
 
     @property
     def _execution(self) -> Execution:
@@ -576,13 +612,15 @@ class Feed:
                     self._outdate(query)
             elif keys and found.known:
                 yield from self._slices(self._touch(watched, found, keys, touched, unsure))
+        is_broken = False
         if unsure:
             matching = yield self._thread(self._ask_which, unsure)
             for query in unsure:
                 keys = matching.get(query)
                 if isinstance(keys, Fault):
                     self._too_slow(query)
-                    raise keys
+                    is_broken = True
+                    continue
                 if keys is None:
                     self._outdate(query)
                     continue
@@ -594,7 +632,7 @@ class Feed:
                         mine[key] = None
         yield from self._slices(self._change(touched))
         stale = [query for query in self._stale if query.watchers and not query.fault]
-        if stale:
+        if stale and not is_broken:
             anew = yield self._thread(self._read_anew, stale)
             for query, form, rows in anew:
                 yield from self._renew(query, form, rows)
@@ -681,6 +719,7 @@ class Feed:
                     found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
                 except Fault as fault:
                     if fault.kind != "timeout":
+                        self._failed_at(query.question.model, fault)
                         raise
                     # In its snapshot nothing can be read any more.
                     made[query] = fault
@@ -704,16 +743,19 @@ class Feed:
             parameters = bind(plan, statement.parameters, MAX_BYTES)
             begun = perf_counter()
             try:
-                rows: list[tuple[Any, ...]] | Fault = (
-                    [] if plan.nothing else self._changes.run(statement.sql, parameters)
-                )
+                most = None if statement.max_bytes is None else MAX_BYTES
+                rows: list[tuple[Any, ...]] | Fault = []
+                if not plan.nothing:
+                    rows = self._changes.run(statement.sql, parameters, most)
                 query.late = query.late + 1 if perf_counter() - begun > QUERY_SECONDS else 0
             except Fault as fault:
                 if fault.kind not in ("large", "timeout"):
+                    self._failed_at(model.name, fault)
                     raise
                 rows = fault
             made.append((query, form, rows))
-            if isinstance(rows, Fault) and rows.kind == "timeout":
+            if isinstance(rows, Fault):
+                # In this snapshot nothing can be read any more.
                 break
         return made
 
@@ -721,7 +763,7 @@ class Feed:
         if isinstance(rows, Fault):
             if rows.kind != "large":
                 self._too_slow(query)
-                raise rows
+                return
             reason = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
             self._end_query(query, Invalid(reason))
             return

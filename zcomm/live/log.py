@@ -65,8 +65,11 @@ class ChangeLog(Protocol):
         :return: the changes between the snapshot of the step before and this one.
         """
 
-    def run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Read something in it."""
+    def run(self, sql: str, parameters: Sequence[Any], max_bytes: int | None = None) -> list[tuple[Any, ...]]:
+        """Read something in it.
+
+        :param max_bytes: bytes that the rows may come to, where the statement does not see to that by itself.
+        """
 
     def end(self) -> None:
         """End it. Never raises."""

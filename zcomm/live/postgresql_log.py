@@ -535,9 +535,9 @@ class PostgreSQLLog:
                 known.update(keys_of(text, self._tables[name]))
         return {name: None if found is None or len(found) > MAX_MODEL_KEYS else found for name, found in keys.items()}
 
-    def run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def run(self, sql: str, parameters: Sequence[Any], max_bytes: int | None = None) -> list[tuple[Any, ...]]:
         try:
-            rows: list[tuple[Any, ...]] = self._connected().run(sql, parameters, True)[0]
+            rows: list[tuple[Any, ...]] = self._connected().run(sql, parameters, True, max_bytes)[0]
             return rows
         except Fault:
             self._failed = True

@@ -15,8 +15,8 @@ from zcomm.data.requests import Plan
 from zcomm.live.differences import NOTHING, Difference, difference
 from zcomm.live.judging import Test, equal_to, test_of
 from zcomm.live.log import Key
-from zcomm.live.requests import MAX_ROWS, Question
-from zcomm.live.rows import Entry, Row, View, raw_fields
+from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
+from zcomm.live.rows import ROW_BYTES, Entry, Row, View, raw_fields
 
 __all__ = ["Query"]
 
@@ -124,11 +124,9 @@ class Query:
         self.came = [key for key in self._entries if key not in keys]
         self._is_sorted = self.view.is_sorted and all(entry.sort is not None for entry in self._rows)
         self.is_stale = False
-        if self._are_alike():
-            return NOTHING
         self._sum = sum(entry.hash + _COUNT for entry in self.rows)
         self.size = _BASE + sum(entry.size for entry in self._rows)
-        return difference(before, self.rows)
+        return NOTHING if self._are_alike() or self._are_large() else difference(before, self.rows)
 
     def change(self, rows: Mapping[Key, Row | None]) -> Difference | None:
         """Take rows that have changed.
@@ -161,7 +159,14 @@ class Query:
             made = self._change_few(updated)
         else:
             made = self._change_shown(updated)
-        return NOTHING if self._are_alike() else made
+        return NOTHING if self._are_alike() or self._are_large() else made
+
+    def _are_large(self) -> bool:
+        """Whether its rows come to more than they may."""
+        if self.size - _BASE - ROW_BYTES * len(self._rows) <= MAX_BYTES:
+            return False
+        self.fault = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
+        return True
 
     def _are_alike(self) -> bool:
         """Whether two rows have keys that clients could not tell apart: forms of one value, which another program has

@@ -18,7 +18,18 @@ from zcomm.budget.written import write_json
 from zcomm.data.models import Field, Model
 from zcomm.live.log import Key
 
-__all__ = ["UNKNOWN", "Entry", "Form", "Row", "Unreadable", "View", "compared_by", "raw_fields", "sorted_by"]
+__all__ = [
+    "ROW_BYTES",
+    "UNKNOWN",
+    "Entry",
+    "Form",
+    "Row",
+    "Unreadable",
+    "View",
+    "compared_by",
+    "raw_fields",
+    "sorted_by",
+]
 
 
 class _Unknown:
@@ -28,6 +39,8 @@ class _Unknown:
         return "UNKNOWN"
 
 
+#: Bytes that a row takes beside its JSON, about.
+ROW_BYTES = 400
 #: A value of which only the database knows what it is.
 UNKNOWN: Final = _Unknown()
 #: From a value as the database brings it, and as clients see it, to what filters compare.
@@ -254,7 +267,7 @@ class Entry:
         self.row = row
         self.sort = sort
         self.hash = hash
-        self.size = len(row) + 400
+        self.size = len(row) + ROW_BYTES
 
 
 class View:

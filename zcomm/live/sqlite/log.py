@@ -397,9 +397,9 @@ class SQLiteLog:
         holds = mark == self._mark and last is not None and last < upto and self._is_steady() and until > self._now()
         return (last, tables, content) if holds else None
 
-    def run(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def run(self, sql: str, parameters: Sequence[Any], max_bytes: int | None = None) -> list[tuple[Any, ...]]:
         try:
-            rows: list[tuple[Any, ...]] = self._reader.run(sql, parameters, True)[0]
+            rows: list[tuple[Any, ...]] = self._reader.run(sql, parameters, True, max_bytes)[0]
         except BaseException as error:
             # What the step was about is told again.
             self._failed = True
