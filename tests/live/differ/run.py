@@ -630,6 +630,28 @@ class World:
         """By one other program; where a transaction of another one holds what it wants it gives up."""
         self._transaction(self.dice.randrange(len(self.foreign)), self.models, self.dice, how)
 
+    def _vandalize(self) -> None:
+        """Have what the server has made in the database for its log taken away, by somebody who cleans up."""
+        if not self.foreign:
+            return
+        foreign = self._fresh(0)
+        try:
+            if self.database.is_sqlite:
+                made = foreign.run(
+                    "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'trigger') "
+                    "AND (name LIKE 'zcomm_live%' OR name = 'zcomm_changes')"
+                )
+                what = [f'DROP {kind} "{name}"' for kind, name in self.dice.sample(made, len(made))]
+                what = what[: self.dice.choice([1, len(made)])]
+            else:
+                what = [self.dice.choice(["DROP SCHEMA zcomm CASCADE", "TRUNCATE zcomm.changes"])]
+            for sql in what:
+                foreign.run(sql)
+                self._note("foreign 0", sql, "")
+            self.counts["vandals"] += 1
+        except Failed as error:
+            self._note("foreign 0", str(what), error)
+
     def _restore(self) -> None:
         """Put what a file of SQLite has had before in its place, with SQLite's own means."""
         if not self.foreign or not self.database.is_sqlite:
@@ -781,6 +803,8 @@ class World:
                 self._restart_database()
             elif what < 0.985:
                 self._restore()
+            elif what < 0.99:
+                self._vandalize()
         if self.step % 10 == 0:
             self._bound()
             for client in self.clients:
