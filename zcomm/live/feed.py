@@ -283,10 +283,12 @@ class Feed:
             form = Form(model, question.fields + query.view.beside, query.raw, self._is_sqlite)
             rows, seconds = yield self._store.find(owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
             if seconds > 2 * QUERY_SECONDS:
-                raise TooBusy(
+                slow = TooBusy(
                     f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
                     "database an index for it"
                 )
+                slow.retryable = False
+                raise slow
             entries = yield self._entries(query, form, rows)
         except Unreadable:
             raise InternalError("A row of it has a value that cannot be read") from None
