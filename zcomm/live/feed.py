@@ -444,10 +444,24 @@ class Feed:
     def _over(self, failure: Any) -> None:
         """Go on once a step is over."""
         self._is_running = False
-        after = 0.0
         if not self._is_open:
             self._ending.fire(None)
             return
+        after = 0.0
+        try:
+            after = self._clear_up(failure)
+        except Exception:
+            # Whatever is wrong with one query, the others go on.
+            self._all_unknown = self._is_due = True
+            self._log.failure("a step of the live queries was not cleared up")
+        self._ended += 1
+        self._ending.fire(None)
+        if self._is_due or self._stale:
+            self._step_soon(after)
+
+    def _clear_up(self, failure: Any) -> float:
+        """Take account of how a step has ended; returns the seconds after which there may be another one."""
+        after = 0.0
         if failure is None:
             self._retry = RETRY
             self._failing.clear()
@@ -464,14 +478,11 @@ class Feed:
             elif fault.kind == "migrated":
                 self._thread(self._execution.look_again).addErrback(lambda _: None)
             self._give_up()
-        self._ended += 1
         leaving, self._leaving = self._leaving, {}
         for query in leaving:
             if query.fault or not query.watchers:
                 self._forget(query)
-        self._ending.fire(None)
-        if self._is_due or self._stale:
-            self._step_soon(after)
+        return after
 
     def _give_up(self) -> None:
         """End the queries of a model whose rows cannot be read, time after time: it keeps all others waiting."""
