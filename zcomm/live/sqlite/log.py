@@ -391,7 +391,9 @@ class SQLiteLog:
         except Fault as fault:
             if fault.kind not in ("refused", "migrated"):
                 raise
-            # Somebody took the tables of the log away. Where it is the file, to make them again fails.
+            # Somebody took the tables of the log away. Where it is the file, to make them again fails. Where others are
+            # other tables as well, the next step compares them, though nobody else asks.
+            self._has_migrated = self._has_migrated or fault.kind == "migrated"
             return None
         # The clock is looked at last: what was committed so far was so before.
         holds = mark == self._mark and last is not None and last < upto and self._is_steady() and until > self._now()
