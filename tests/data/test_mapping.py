@@ -274,7 +274,7 @@ async def test_contact_f25_read_only_models(make_store: Callable[..., Store], ur
 MISTAKES: list[tuple[str, str]] = [
     ("T: {_model: 5, id: {type: int, pk: true}}", "model T: _model must be a mapping"),
     ("T: {_model: {tabel: x}, id: {type: int, pk: true}}", 'unknown setting "tabel"; did you mean "table"?'),
-    ("T: {_model: {live: true}, id: {type: int, pk: true}}", '_model: unknown setting "live"'),
+    ("T: {_model: {fresh: true}, id: {type: int, pk: true}}", '_model: unknown setting "fresh"'),
     ("T: {_model: {table: ''}, id: {type: int, pk: true}}", "table must be the table's name in the database"),
     ("T: {_model: {table: sqlite_master}, id: {type: int, pk: true}}", "not beginning with zcomm_, sqlite_, pg_"),
     ("T: {_model: {table: Zcomm_idempotency}, id: {type: int, pk: true}}", "not beginning with zcomm_"),

@@ -411,3 +411,23 @@ async def test_a_table_that_is_lost_ends_its_queries_and_no_others(served: Serve
     await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "b"}})
     await notes.until(lambda rows: texts(rows) == ["a", "b"])
     served.forget()
+
+
+@pytest_twisted.ensureDeferred
+async def test_tables_that_others_change_hold_up_no_step(served: Served, url: str):
+    """Another program makes a table, and adds a column and an index to one that is watched, and asks the server for
+    nothing: what it writes then is told all the same."""
+    admin = await served.client()
+    rows = await Rows(admin, "q").ask("Notes", order_by="text")
+    changes = (
+        'CREATE TABLE "Others" (id INTEGER PRIMARY KEY)',
+        'ALTER TABLE "Notes" ADD COLUMN extra INTEGER',
+        'CREATE INDEX by_text ON "Notes" (text)',
+        'DROP TABLE "Others"',
+    )
+    for number, change in enumerate(changes):
+        write(url, change)
+        write(url, f"""INSERT INTO "Notes" (id, owner, text) VALUES ({number}, 'ann', 't{number}')""")
+        await rows.until(lambda rows, count=number + 1: len(rows) == count)  # type: ignore[misc]
+    assert texts(rows.rows) == ["t0", "t1", "t2", "t3"]
+    await served.stands()

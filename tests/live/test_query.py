@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -220,3 +221,26 @@ def test_rows_whose_order_only_the_database_knows_are_read_anew(limit: dict[str,
     query.fill([row.entry(view) for row in rows[:2]])
     made = query.change({1: Row(form, (1, "2025-01-01", 1))})
     assert made is not None and [entry.key for _, entry in made.set] == [1]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_as_few_rows_are_told_as_there_can_be(seed: int):
+    """Of rows that only the database orders, and that change places without another byte: all but a longest run that
+    has kept its order."""
+    chance = random.Random(seed)
+    table = Table(chance, {"where": {"status__in": ["new"]}, "order_by": ["total"]})
+    for id in range(9):
+        table.rows[id] = {"id": id, "status": "new", "total": 1, "note": None}
+    entries = table.read()
+    before = chance.sample(entries, chance.randrange(10))
+    after = chance.sample(entries, chance.randrange(10))
+    made = difference(before, after)
+    client = [json.loads(entry.row) for entry in before]
+    assert apply(client, made) == [json.loads(entry.row) for entry in after]
+    places = [before.index(entry) for entry in after if entry in before]
+    longest = max(
+        (len(run) for size in range(len(places) + 1) for run in combinations(places, size) if list(run) == sorted(run)),
+        default=0,
+    )
+    assert len(made.set) == len(after) - longest
+    assert {entry.key for entry in made.gone} == {entry.key for entry in before} - {entry.key for entry in after}
