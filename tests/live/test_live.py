@@ -431,3 +431,57 @@ async def test_tables_that_others_change_hold_up_no_step(served: Served, url: st
         await rows.until(lambda rows, count=number + 1: len(rows) == count)  # type: ignore[misc]
     assert texts(rows.rows) == ["t0", "t1", "t2", "t3"]
     await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_only_the_database_can_tell_is_asked_of_it(served: Served):
+    """Filters that Python does not judge, orders that it does not know, and conditions on JSON-like absences."""
+    admin = await served.client()
+    judged = await Rows(admin, "judged").ask("Notes", where={"text__ilike": "%É%"}, order_by="text DESC", limit=2)
+    either = await Rows(admin, "either").ask("Notes", where={"$or": [{"text__ilike": "x%"}, {"rank": 7}]})
+    for number, text in enumerate(("é", "Éa", "x", "zé", None)):
+        await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": text, "rank": number}})
+    assert len(await judged.until(lambda rows: len(rows) == 2)) == 2
+    for where, values in (
+        ({"text": "x"}, {"rank": 7}),
+        ({"text": "zé"}, {"text": "no"}),
+        ({"rank": 0}, {"text": "ÉÉ"}),
+        ({"rank": 7}, {"text": "y"}),
+        ({"text": "y"}, {"rank": 8}),
+    ):
+        await ask(admin, "update_Notes", {"where": where, "values": values})
+    for rows, asked in (
+        (judged, {"where": {"text__ilike": "%É%"}, "order_by": "text DESC", "limit": 2}),
+        (either, {"where": {"$or": [{"text__ilike": "x%"}, {"rank": 7}]}, "order_by": "id"}),
+    ):
+        expected = await ask(admin, "read_Notes", asked)
+        await rows.until(lambda found, expected=expected: found == expected)  # type: ignore[misc]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_nothing_is_logged_writes_by_the_server_are_followed(postgresql: Cluster, tmp_path: Path, url: str):
+    """Of models that are not live: rows that clients write, those that go along by foreign keys, and, for whoever asks
+    anew, those that others have written."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA.replace("  _model: {live: true}\n", ""))
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
+    served = await Served(tmp_path, policy=POLICY, config=config).start()
+    try:
+        admin = await served.client()
+        notes, parts = await Rows(admin, "notes").ask("Notes"), await Rows(admin, "parts").ask("Parts")
+        assert (await ask(admin, "zLive", {"query": "other", "model": "Notes", "limit": 1}))["sees"] == "own"
+        for number in range(3):
+            note = await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": str(number)}})
+            await ask(admin, "create_Parts", {"values": {"note_id": note["id"]}})
+        await parts.until(lambda rows: len(rows) == 3)
+        await ask(admin, "update_Notes", {"where": {"text": "1"}, "values": {"text": "one"}})
+        await ask(admin, "delete_Notes", {"where": {"text": "0"}})
+        assert texts(await notes.until(lambda rows: len(rows) == 2)) == ["one", "2"]
+        await parts.until(lambda rows: len(rows) == 2)
+        write(url, """INSERT INTO "Notes" (id, owner, text) VALUES (99, 'ann', 'foreign')""")
+        again = await ask(await served.client(), "zLive", {"query": "q", "model": "Notes"})
+        assert texts(again["rows"]) == ["one", "2", "foreign"]
+        await notes.until(lambda rows: len(rows) == 3)
+        await served.stands()
+    finally:
+        await served.stop()
