@@ -299,6 +299,12 @@ async def test_the_bounds_are_kept_and_named(tmp_path: Path):
             if "error" in reply:
                 assert reply["code"] == "too_busy" and "Your live queries" in reply["error"]
         assert (await greedy.call("zLive", {"query": "more", "model": "Notes"}))["code"] == "too_busy"
+        hasty = await server.client(token=token)
+        for number in range(9):
+            asked = {"query": f"q{number}", "model": "Notes", "limit": 1, "where": {"rank__lt": number}}
+            hasty.send_json({"zKey": "zLive", "zHorizontal": asked, "_requestId": number})
+        replies = [await hasty.next_json() for _ in range(9)]
+        assert sorted("result" in reply for reply in replies) == [False] * 6 + [True] * 3
         assert len((await ask(other, "zLive", {"query": "q", "model": "Notes", "limit": 1}))["rows"]) == 1
         await server.stands()
     finally:

@@ -116,11 +116,20 @@ class LiveQueries:
 
     @inlineCallbacks
     def _live(self, asked: Live, subscriber: Subscriber) -> Generator[Any, Any, Any]:
-        name, client = asked.query, subscriber.client
+        name = asked.query
         # The same name again replaces the query; until the reply nothing is told of it.
         self._end(subscriber, name)
-        if len(subscriber.queries) >= (most := self._limits.live_per_client):
+        if len(subscriber.queries) + subscriber.asking >= (most := self._limits.live_per_client):
             raise TooBusy(f"Too many live queries: at most {most}; end one with zUnsubscribe")
+        subscriber.asking += 1
+        try:
+            return (yield self._ask(asked, subscriber))
+        finally:
+            subscriber.asking -= 1
+
+    @inlineCallbacks
+    def _ask(self, asked: Live, subscriber: Subscriber) -> Generator[Any, Any, Any]:
+        name, client = asked.query, subscriber.client
         yield self._store.when_known()
         hold: Hold | None = None
         query: Query | None = None

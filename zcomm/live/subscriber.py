@@ -63,13 +63,15 @@ class Subscriber:
     :ivar notes: what it is to be told in this step, by name.
     """
 
-    __slots__ = ("_home", "client", "lanes", "notes", "queries", "step", "waiting")
+    __slots__ = ("_home", "asking", "client", "lanes", "notes", "queries", "step", "waiting")
 
     def __init__(self, home: Any, client: LiveClient):
         self._home = home
         self.client = client
         self.queries: dict[str, Subscription] = {}
         self.step = 0
+        #: How many are asked for and not answered.
+        self.asking = 0
         self.notes: dict[str, bytes] = {}
         #: The commands that others of the same name wait for, by name.
         self.lanes: dict[str, Deferred[None]] = {}
