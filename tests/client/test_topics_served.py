@@ -53,11 +53,18 @@ def said(room: Topic) -> list[Any]:
     return heard
 
 
-async def cut(server: Served, client: Client) -> None:
-    """End the connections of the server, and wait until this client has noticed."""
+async def cut(server: Served, client: Client, *missed: tuple[str, Any]) -> None:
+    """End the connections of the server, and wait until this client has noticed.
+
+    :param missed: topics and what is published to them before anybody can be back.
+    """
+    states: list[str] = []
+    client.on("state", states.append)
     for connection in list(server.bifrost.registry):
         connection.close(1001, "restart")
-    await wait_until(lambda: client.state == "reconnecting", "the loss")
+    for topic, data in missed:
+        await server.comm.publish(topic, data)
+    await wait_until(lambda: "reconnecting" in states, "the loss")
 
 
 async def failure_of(deferred: Any) -> Any:
@@ -95,8 +102,7 @@ async def test_two_talk(enter: Enter, rooms: Served):
     await wait_until(lambda: len(seen) == 3, "the state")
     assert list(seen[2]["members"]["guest-user"].values()) == [{"typing": True}]
     assert room.presence.connection in room.presence.members[alice_name]
-    await cut(rooms, alice)
-    await rooms.comm.publish("room:1", "missed")
+    await cut(rooms, alice, ("room:1", "missed"))
     await wait_until(lambda: "missed" in heard and "missed" in answers, "what was missed")
     assert heard[2:] == [(True, None), "missed"] and answers[2:] == [(True, None), "missed"]
     for number in range(6):
@@ -116,10 +122,7 @@ async def test_what_is_no_longer_kept_is_said(enter: Enter, rooms: Served):
     await room.subscribe()
     await feed.subscribe()
     await room.publish("before")
-    await cut(rooms, client)
-    for number in range(7):
-        await rooms.comm.publish("room:2", number)
-        await rooms.comm.publish("feed:2", number)
+    await cut(rooms, client, *((topic, number) for number in range(7) for topic in ("room:2", "feed:2")))
     await wait_until(lambda: 6 in heard and news, "the newest")
     assert heard == ["before", (False, "too_old"), 5, 6] and news == [(False, "not_kept")]
     await rooms.comm.publish("feed:2", "now")
@@ -140,8 +143,7 @@ async def test_ones_own_topic(enter: Enter, rooms: Served):
     heard = said(mine)
     await rooms.comm.publish("user:guest-user", "for you")
     await wait_until(lambda: heard, "the message")
-    await cut(rooms, client)
-    await rooms.comm.publish("user:guest-user", "while away")
+    await cut(rooms, client, ("user:guest-user", "while away"))
     await wait_until(lambda: "while away" in heard, "what was missed")
     assert heard == ["for you", (True, None), "while away"]
     await mine.subscribe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -344,13 +345,23 @@ def descriptors_left(count: int) -> Iterator[None]:
 @contextmanager
 def no_way_to(place: Path) -> Iterator[None]:
     """The system tells nothing about what is in a directory meanwhile."""
-    place.rename(place.with_name("away"))
-    place.symlink_to(place)
+    away = place.with_name("away")
+    away.symlink_to(place)
+    exchange(place, away)
     try:
         yield
     finally:
-        place.unlink()
-        place.with_name("away").rename(place)
+        exchange(place, away)
+        away.unlink()
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two paths have each other's files, at no moment of which one of them is missing: renameat2(2)."""
+    at_the_working_directory, by_exchange = -100, 2
+    paths = (at_the_working_directory, bytes(one), at_the_working_directory, bytes(other))
+    if ctypes.CDLL(None, use_errno=True).renameat2(*paths, by_exchange):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))
 
 
 @pytest_twisted.ensureDeferred

@@ -538,5 +538,9 @@ async def test_each_hears_what_it_may_read(
     made = [make_store(url, NOTES) for url in (f"sqlite:///{tmp_path}/told.sqlite3", postgresql_url)]
     for store in made:
         await store.start()
-    await deferToThread(check_hearers, made)
+    for _ in range(4):
+        await deferToThread(check_hearers, made)
+        if len(counted) == 3 and min(counted.values()) > 20:
+            # By chance one kind of what is heard comes up seldom.
+            break
     assert min(counted.values()) > 20 and len(counted) == 3, counted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +17,23 @@ DEADLINE = 240
 
 def run_node_tests(path: str, home: Path, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one file of Node tests to its end."""
-    return subprocess.run(
-        ["node", "--test", "--test-reporter=tap", path],
+    command = ["node", "--test", "--test-reporter=tap", path]
+    with subprocess.Popen(
+        command,
         cwd=CHECKOUT,
         env=clean_environ(home, extra),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+        start_new_session=True,
+    ) as running:
+        try:
+            output, errors = running.communicate(timeout=DEADLINE)
+        finally:
+            # What runs the file is a child of its own, which would go on without it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, running.returncode, output, errors)
 
 
 def test_client_against_server(tmp_path: Path, running_server: Callable[..., RunningServer]) -> None:

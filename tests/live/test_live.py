@@ -233,7 +233,8 @@ async def test_a_query_without_a_limit_may_have_a_thousand_rows(served: Served):
 
 @pytest_twisted.ensureDeferred
 async def test_who_leaves_leaves_nothing_behind(served: Served):
-    """Queries end with their connection, with zUnsubscribe, and with one that replaces them."""
+    """Queries end with their connection, with zUnsubscribe, and with one that replaces them, also where that is
+    refused."""
     clients = [await served.client() for _ in range(3)]
     feed = served.comm.zcli.live.feed
     for client in clients:
@@ -244,6 +245,12 @@ async def test_who_leaves_leaves_nothing_behind(served: Served):
     assert feed.queries == 3
     await ask(clients[0], "zUnsubscribe", {"query": "q"})
     await wait_until(lambda: feed.queries == 2, "one query less")
+    for wrong in ({"limit": 0}, {"model": "Nots"}, {"known": "?"}, {"filter": {}}, {"where": {"txt": "x"}}):
+        await Rows(clients[0], "q").ask("Notes", where={"text": "z"})
+        assert feed.queries == 3
+        refused = await clients[0].call("zLive", {"query": "q", "model": "Notes", **wrong})
+        assert "error" in refused, refused
+        await wait_until(lambda: feed.queries == 2, f"one query less after {refused}")
     for client in clients:
         client.abort()
     await wait_until(lambda: feed.queries == 0 and feed.size == 0, "no query")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from support.rawclient import BlockingRawClient
@@ -53,23 +54,38 @@ def same(expected: Any, actual: Any) -> bool:
     return type(expected) is type(actual) and expected == actual
 
 
+def _is_live(message: dict[str, Any]) -> bool:
+    return message.get("event") == "live"
+
+
 def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
-    """Send and compare in order; afterwards nothing more may have come to any of the clients."""
+    """Send and compare in order; afterwards nothing more may have come to any of the clients.
+
+    What one client hears in consecutive lines is compared once all of it has come.
+    """
     clients = {who: connect() for who in sorted({line.who for line in lines})}
     seen: dict[str, str] = {}
+
+    def filled(payload: str) -> str:
+        return PLACEHOLDER.sub(lambda match: seen[match[1]], payload)
+
     try:
-        for line in lines:
-            client = clients[line.who]
-            payload = PLACEHOLDER.sub(lambda match, seen=seen: seen[match[1]], line.payload)
-            if line.sent:
-                client.send_text(payload)
+        for (who, is_sent), block in groupby(lines, key=lambda line: (line.who, line.sent)):
+            payloads = [line.payload for line in block]
+            if is_sent:
+                for payload in payloads:
+                    clients[who].send_text(filled(payload))
                 continue
-            actual = client.next_json()
-            if not same(json.loads(payload), actual):
-                raise AssertionError(f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
-            result = actual.get("result")
-            for values in (actual, result if isinstance(result, dict) else {}):
-                seen |= {key: json.dumps(value) for key, value in values.items()}
+            # No order is promised between live events and the others.
+            payloads.sort(key=lambda payload: _is_live(json.loads(payload)))
+            came = sorted((clients[who].next_json() for _ in payloads), key=_is_live)
+            for announced, actual in zip(payloads, came, strict=True):
+                payload = filled(announced)
+                if not same(json.loads(payload), actual):
+                    raise AssertionError(f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
+                result = actual.get("result")
+                for values in (actual, result if isinstance(result, dict) else {}):
+                    seen |= {key: json.dumps(value) for key, value in values.items()}
         for client in clients.values():
             client.send_json({"zKey": "ping", "zHorizontal": "the end", "_requestId": "end"})
             last = client.next_json()

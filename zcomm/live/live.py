@@ -22,7 +22,7 @@ from zcomm.live.differences import Difference
 from zcomm.live.feed import SLICE, Feed
 from zcomm.live.log import ChangeLog
 from zcomm.live.query import Query
-from zcomm.live.requests import Live, Question, parse_live, parse_unsubscribe, question_of
+from zcomm.live.requests import Live, Question, parse_live, parse_name, parse_unsubscribe, question_of
 from zcomm.live.rows import Entry
 from zcomm.live.subscriber import Rights, Subscriber, Subscription
 
@@ -71,9 +71,9 @@ class LiveQueries:
         """Answer ``zLive``, a Deferred of the rows, of which the client hears from then on; or ``zUnsubscribe``."""
         if request.key == "zUnsubscribe":
             return self.unsubscribe(request, client)
-        asked = parse_live(request.horizontal)
+        name = parse_name(request.horizontal)
         subscriber = self._of(client, "zLive")
-        return self._in_order(subscriber, asked.query, lambda: self._live(asked, subscriber))
+        return self._in_order(subscriber, name, lambda: self._live(name, request.horizontal, subscriber))
 
     def unsubscribe(self, request: Request, client: Client) -> Any:
         """Answer ``zUnsubscribe`` of a query."""
@@ -115,10 +115,10 @@ class LiveQueries:
         return outcome
 
     @inlineCallbacks
-    def _live(self, asked: Live, subscriber: Subscriber) -> Generator[Any, Any, Any]:
-        name = asked.query
-        # The same name again replaces the query; until the reply nothing is told of it.
+    def _live(self, name: str, horizontal: dict[str, Any], subscriber: Subscriber) -> Generator[Any, Any, Any]:
+        # The same name again replaces the query, whatever comes of it; until the reply nothing is told of it.
         self._end(subscriber, name)
+        asked = parse_live(horizontal)
         if len(subscriber.queries) + subscriber.asking >= (most := self._limits.live_per_client):
             raise TooBusy(f"Too many live queries: at most {most}; end one with zUnsubscribe")
         subscriber.asking += 1

@@ -13,7 +13,7 @@ from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.errors import Invalid
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["MAX_ROWS", "Live", "Question", "parse_live", "parse_unsubscribe", "question_of"]
+__all__ = ["MAX_ROWS", "Live", "Question", "parse_live", "parse_name", "parse_unsubscribe", "question_of"]
 
 #: Rows of a live query, and characters of the name that a client gives it.
 MAX_ROWS, MAX_NAME = 1000, 64
@@ -66,13 +66,21 @@ def _query(asked: dict[str, Any]) -> str:
     raise _wrong("query", f"must be a text of 1 to {MAX_NAME} printable ASCII characters")
 
 
-def parse_live(horizontal: Any) -> Live:
-    """Read ``zLive``.
+def parse_name(horizontal: Any) -> str:
+    """Read the name of the query that ``zLive`` asks for.
 
     :raises Invalid: naming the field that is wrong.
     """
     if type(horizontal) is not dict:
         raise Invalid('zHorizontal must be an object like {"query": "q1", "model": "Users"}')
+    return _query(horizontal)
+
+
+def parse_live(horizontal: dict[str, Any]) -> Live:
+    """Read ``zLive``.
+
+    :raises Invalid: naming the field that is wrong.
+    """
     for name in horizontal:
         if name not in _LIVE:
             reason = f"is no field of zLive{did_you_mean(name, _LIVE)}"

@@ -132,8 +132,9 @@ class Watcher:
         self._client: BlockingRawClient | None = None
         self._ids = 0
         self._answers: dict[str, bytes] = {}
-        #: By the number of a zLive its query: its rows are those of the reply from there on in what is heard.
-        self._asking: dict[str, Query] = {}
+        #: By the numbers of zLive and zUnsubscribe their query's name, and the query whose rows are those of the reply
+        #: from there on in what is heard.
+        self._asking: dict[str, tuple[str, Query | None]] = {}
 
     @property
     def is_connected(self) -> bool:
@@ -168,7 +169,7 @@ class Watcher:
         asked = {"query": query.name, "model": query.model, **query.asked}
         if knows and query.digest:
             asked["known"] = query.digest
-        number = self._send("zLive", asked, query)
+        number = self._send("zLive", asked, (query.name, query))
         answer = json.loads(self._answer(number))
         if "error" in answer:
             query.code, query.error = answer["code"], answer["error"]
@@ -196,11 +197,11 @@ class Watcher:
         for query in queries:
             if query is None:
                 self.queries.pop(name, None)
-                numbers.append((self._send("zUnsubscribe", {"query": name}), None))
+                numbers.append((self._send("zUnsubscribe", {"query": name}, (name, None)), None))
             else:
                 self.queries[name] = query
                 asked = {"query": name, "model": query.model, **query.asked}
-                numbers.append((self._send("zLive", asked, query), query))
+                numbers.append((self._send("zLive", asked, (name, query)), query))
         for number, query in numbers:
             answer = json.loads(self._answer(number))
             if query is None:
@@ -231,13 +232,13 @@ class Watcher:
     def _ask(self, key: str, horizontal: Any) -> bytes:
         return self._answer(self._send(key, horizontal))
 
-    def _send(self, key: str, horizontal: Any, query: Query | None = None) -> str:
+    def _send(self, key: str, horizontal: Any, asking: tuple[str, Query | None] | None = None) -> str:
         if self._client is None:
             raise Lost
         self._ids += 1
         number = f"{self.user}-{self._ids}"
-        if query is not None:
-            self._asking[number] = query
+        if asking is not None:
+            self._asking[number] = asking
         try:
             self._client.send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
         except OSError:
@@ -292,7 +293,7 @@ class Watcher:
         if "_requestId" in message:
             number = message["_requestId"]
             self._answers[number] = frame.payload
-            asked = self._asking.pop(number, None)
+            _, asked = self._asking.pop(number, ("", None))
             if asked is not None:
                 self._replied(asked, frame.payload)
         elif message.get("event") == "live":
@@ -306,7 +307,7 @@ class Watcher:
         assert event.queries, "an event of nothing"
         for name, change in event.queries.items():
             query = self.queries.get(name)
-            if any(each.name == name for each in self._asking.values()):
+            if any(name == asked for asked, _ in self._asking.values()):
                 # Until the reply it is not about what was asked for last.
                 continue
             assert query is not None, f"told of {name}, which it has not asked for"
