@@ -236,7 +236,7 @@ class zComm(MultiService):
         dispatcher.reserve(Description.KEY, told.respond)
         if isinstance(self.zcli, Host):
             bifrost.serve_data(walker, self.zcli.crud(permissions, bifrost.is_heard))
-            bifrost.serve_live(self.zcli.respond_live)
+            bifrost.serve_live(self.zcli.respond_live, self.zcli.count_live)
             bifrost.serve_members(self.zcli.members)
         else:
             data = self._part("data", walker)

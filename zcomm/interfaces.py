@@ -40,6 +40,7 @@ __all__ = [
     "Kept",
     "KeptMessage",
     "Listener",
+    "LiveCounts",
     "MAX_REQUEST_ID",
     "MIN_REQUEST_ID",
     "Members",
@@ -488,6 +489,23 @@ class Change(NamedTuple):
     state: bytes | None
     before: int
     is_named: bool = True
+
+
+class LiveCounts(NamedTuple):
+    """The live queries of a program in numbers.
+
+    :ivar queries: those whose rows are kept; clients that ask the same share one.
+    :ivar subscriptions: those of all clients.
+    :ivar size: bytes that they take, about.
+    :ivar steps: how often they have been brought up to date so far.
+    :ivar events: what clients were told of that, in messages.
+    """
+
+    queries: int
+    subscriptions: int
+    size: int
+    steps: int
+    events: int
 
 
 class Members(NamedTuple):

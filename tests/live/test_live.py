@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from prometheus_client.parser import text_string_to_metric_families
 from support.liverows import Rows, ask, events, texts, write
 from support.postgres import Cluster
 from support.served import Served
@@ -14,6 +15,7 @@ from support.waiting import wait_until
 
 from zcomm.auth.policy import Policy
 from zcomm.data.execution import Execution
+from zcomm.web.metrics import metrics_of
 
 SCHEMA = """
 Notes:
@@ -231,6 +233,13 @@ async def test_a_query_without_a_limit_may_have_a_thousand_rows(served: Served):
     await served.stands()
 
 
+def live_numbers(served: Served) -> dict[str, float]:
+    """The metrics of live queries, by the last word of their names."""
+    families = text_string_to_metric_families(metrics_of(served.bifrost).decode())
+    prefix = "zcomm_live_"
+    return {one.name.removeprefix(prefix): one.samples[0].value for one in families if one.name.startswith(prefix)}
+
+
 @pytest_twisted.ensureDeferred
 async def test_who_leaves_leaves_nothing_behind(served: Served):
     """Queries end with their connection, with zUnsubscribe, and with one that replaces them, also where that is
@@ -241,6 +250,11 @@ async def test_who_leaves_leaves_nothing_behind(served: Served):
         await Rows(client, "q").ask("Notes")
         await Rows(client, "r").ask("Notes", where={"text": "x"})
     assert feed.queries == 2
+    counted = live_numbers(served)
+    assert (counted["queries"], counted["subscriptions"], counted["bytes"]) == (2, 6, feed.size)
+    await ask(clients[0], "create_Notes", {"values": {"owner": "ann", "text": "z"}})
+    await wait_until(lambda: live_numbers(served)["events"] == counted["events"] + 3, "an event for each client")
+    assert live_numbers(served)["steps"] > counted["steps"]
     await Rows(clients[0], "q").ask("Notes", where={"text": "y"})
     assert feed.queries == 3
     await ask(clients[0], "zUnsubscribe", {"query": "q"})
@@ -254,6 +268,7 @@ async def test_who_leaves_leaves_nothing_behind(served: Served):
     for client in clients:
         client.abort()
     await wait_until(lambda: feed.queries == 0 and feed.size == 0, "no query")
+    assert live_numbers(served)["queries"] == live_numbers(served)["subscriptions"] == 0
     assert not served.comm.zcli.live._subscribers
     await served.stands()
 

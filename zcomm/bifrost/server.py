@@ -33,7 +33,7 @@ from zcomm.budget.budgets import Budgets
 from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
-from zcomm.interfaces import Broadcast, Client, IEngine, Permissions, Request
+from zcomm.interfaces import Broadcast, Client, IEngine, LiveCounts, Permissions, Request
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
@@ -136,6 +136,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             max_depth=limits.json_depth,
         )
         self._state = state
+        self.live_counts: Callable[[], LiveCounts | None] = lambda: None
         self.prompts = OpenPrompts(reactor)
         self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)
         on_topics = TopicCommands(topics, permissions)
@@ -202,8 +203,12 @@ class zBifrost(Service, metaclass=HookRefusing):
         """Set what looks up the memberships that rights to rows go by, for broadcasts."""
         self.broadcaster.members = members
 
-    def serve_live(self, live: Responder) -> None:
-        """Set what answers ``zLive``, and ``zUnsubscribe`` of a query."""
+    def serve_live(self, live: Responder, counts: Callable[[], LiveCounts | None]) -> None:
+        """Set what answers ``zLive``, and ``zUnsubscribe`` of a query.
+
+        :param counts: the numbers of the live queries; ``None`` where there are none.
+        """
+        self.live_counts = counts
 
         def unsubscribe(request: Request, client: Client) -> Any:
             horizontal = request.horizontal

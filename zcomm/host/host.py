@@ -38,6 +38,7 @@ from zcomm.interfaces import (
     Client,
     FieldRights,
     Identity,
+    LiveCounts,
     Outcome,
     Permissions,
     Request,
@@ -194,6 +195,10 @@ class Host(Service):
         if self.live is None:
             return self.when_data().addCallback(lambda _: self._live_respond(request, client))
         return self._live_respond(request, client)
+
+    def count_live(self) -> LiveCounts | None:
+        """The numbers of all live queries; ``None`` without a database."""
+        return None if self.live is None else self.live.counts()
 
     def judge_live(self) -> None:
         """Judge all live queries by the rights of now."""

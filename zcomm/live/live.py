@@ -17,7 +17,7 @@ from zcomm.config import Limits
 from zcomm.data.requests import Plan
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied, TooBusy, Unavailable
-from zcomm.interfaces import RIGHTS, Among, Client, Permissions, Request, field_rights, owner_of
+from zcomm.interfaces import RIGHTS, Among, Client, LiveCounts, Permissions, Request, field_rights, owner_of
 from zcomm.live.differences import Difference
 from zcomm.live.feed import SLICE, Feed
 from zcomm.live.log import ChangeLog
@@ -50,6 +50,8 @@ class LiveQueries:
         self._budgets = budgets
         self._limits = limits
         self.feed = Feed(store, log, reactor, self)
+        #: How many events were sent.
+        self.events = 0
         self._subscribers: dict[Subscriber, None] = {}
         self._by_owner: dict[Hashable, dict[Subscriber, None]] = {}
         #: Those who are to be told something when the step is done.
@@ -64,6 +66,11 @@ class LiveQueries:
     def stop(self) -> Deferred[None]:
         """Let go of the database. Fires when nothing runs any more."""
         return self.feed.stop()
+
+    def counts(self) -> LiveCounts:
+        """Their numbers as they are now."""
+        subscriptions = sum(len(subscriber.queries) for subscriber in self._subscribers)
+        return LiveCounts(self.feed.queries, subscriptions, self.feed.size, self.feed.ended, self.events)
 
     # -- commands
 

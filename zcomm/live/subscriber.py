@@ -110,6 +110,7 @@ class Subscriber:
         """
         if notes:
             self.step += 1
+            self._home.events += 1
             self.client.send_payloads([event(self.step, notes)])
 
     def drained(self) -> None:

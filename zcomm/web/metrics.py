@@ -64,6 +64,13 @@ class _Numbers:
         yield CounterMetricFamily(
             "zcomm_messages", "Messages of topics delivered by this program so far", hub.delivered
         )
+        live = self._bifrost.live_counts()
+        if live is not None:
+            yield GaugeMetricFamily("zcomm_live_queries", "Live queries whose rows are kept", live.queries)
+            yield GaugeMetricFamily("zcomm_live_subscriptions", "Live queries of all clients", live.subscriptions)
+            yield GaugeMetricFamily("zcomm_live_bytes", "Bytes that live queries take", live.size)
+            yield CounterMetricFamily("zcomm_live_steps", "Steps of the live queries so far", live.steps)
+            yield CounterMetricFamily("zcomm_live_events", "Events of live queries sent so far", live.events)
         yield from _dearest(state.budgets)
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
         yield CounterMetricFamily("zcomm_commands", "Commands received so far", state.commands)
