@@ -399,6 +399,21 @@ def test_a_life_that_somebody_removes_is_begun_anew(watched: Callable[..., Watch
         assert one.changes() == {2}
 
 
+def test_a_log_that_somebody_empties_is_known_to_be_empty(watched: Callable[..., Watched]):
+    """By TRUNCATE, right behind a change that no step has read: that one is not lost, it is among all that is read
+    anew."""
+    one = watched().watch()
+    with writing(one) as execute:
+        for _ in range(3):
+            execute("INSERT INTO t SELECT coalesce(max(id), 0) + 1, 0 FROM t")
+            execute("TRUNCATE zcomm.changes")
+            assert one.log.changed()
+            assert not one.step().known
+            assert not one.log.changed()
+            execute("INSERT INTO t SELECT max(id) + 1, 0 FROM t")
+            assert one.changes()
+
+
 # -- what becomes of the database
 
 

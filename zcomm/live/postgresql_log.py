@@ -109,18 +109,20 @@ UPDATE zcomm.feeds SET seen = pg_catalog.clock_timestamp(),
     read = CASE WHEN %s::text IS NULL THEN read ELSE pg_catalog.pg_snapshot_xmin(%s::pg_catalog.pg_snapshot) END
 WHERE id OPERATOR(pg_catalog.=) %s::pg_catalog.int8
 """
-#: The snapshot; who holds the lock, and whether nobody does; whether we are registered.
-_STATE = """
+#: Who holds the lock, and in which file the log is: it has another one when somebody has emptied it by TRUNCATE.
+_LIFE = "pg_catalog.concat(l.id, ' ', pg_catalog.pg_relation_filenode('zcomm.changes'::pg_catalog.regclass))"
+#: The snapshot; that, and whether nobody holds the lock; whether we are registered.
+_STATE = f"""
 pg_catalog.jsonb_build_array(
     pg_catalog.pg_current_snapshot()::text,
-    (SELECT l.id::text FROM zcomm.life AS l LIMIT 1),
+    (SELECT {_LIFE} FROM zcomm.life AS l LIMIT 1),
     coalesce((
         SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
     ), true),
     EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
     pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
 )
-"""
+"""  # noqa: S608 (constants and quoted names)
 _UNSEEN = """
     c.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot)
     OR c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
@@ -139,8 +141,8 @@ UNION ALL (SELECT DISTINCT f.relation, NULL::pg_catalog.jsonb FROM fresh AS f WH
 _FIRST = f"SELECT NULL AS relation, {_STATE} AS keys"
 #: Whether there is something like that, and what else a step would find. One row is looked for by the index, whatever
 #: was removed and is still in it.
-_CHANGED = """
-SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
+_CHANGED = f"""
+SELECT {_LIFE}, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
     SELECT c.xid FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(%s::pg_catalog.pg_snapshot)
     ORDER BY c.xid DESC LIMIT 1
@@ -148,7 +150,7 @@ SELECT l.id::text, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
     SELECT FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
 ) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
-"""
+"""  # noqa: S608 (constants and quoted names)
 #: The log has an index, whatever its statistics say. A serializable transaction that looks at it would make those fail
 #: that write it.
 _SETTINGS = """
