@@ -32,11 +32,12 @@ from zcomm.data.models import Field, Model, Schema
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.data.values import KINDS
-from zcomm.live import postgresql_lock, postgresql_log
 from zcomm.live.log import Changes, KeyForm
-from zcomm.live.postgresql_lock import clean
-from zcomm.live.postgresql_log import PostgreSQLLog
-from zcomm.live.postgresql_tables import quoted
+from zcomm.live.postgresql import lock as postgresql_lock
+from zcomm.live.postgresql import log as postgresql_log
+from zcomm.live.postgresql.lock import clean
+from zcomm.live.postgresql.log import PostgreSQLLog
+from zcomm.live.postgresql.tables import quoted
 from zcomm.runtime.workers import Workers
 
 

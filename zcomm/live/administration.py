@@ -96,7 +96,7 @@ class _PostgreSQL:
     def __init__(self, execution: Execution, url: str, now: Callable[[], float]):
         # psycopg is not installed everywhere.
         from zcomm.data.drivers.postgresql import PostgreSQLDatabase
-        from zcomm.live.postgresql_log import PostgreSQLLog
+        from zcomm.live.postgresql.log import PostgreSQLLog
 
         self._url = url
         self._now = now

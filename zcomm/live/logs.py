@@ -20,6 +20,6 @@ def open_log(store: Store) -> ChangeLog:
         return SQLiteLog(database, lambda: store.schema, execution.pool.connection, execution.look_again)
     # Only where it is asked for: psycopg is not installed everywhere.
     from zcomm.data.drivers.postgresql import PostgreSQLDatabase
-    from zcomm.live.postgresql_log import PostgreSQLLog
+    from zcomm.live.postgresql.log import PostgreSQLLog
 
     return PostgreSQLLog(cast(PostgreSQLDatabase, database), lambda: store.schema)

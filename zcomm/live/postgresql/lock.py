@@ -9,7 +9,7 @@ from collections.abc import Callable
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Connection, Fault
-from zcomm.live.postgresql_tables import LOCK
+from zcomm.live.postgresql.tables import LOCK
 
 __all__ = ["STALE", "Holder", "clean"]
 

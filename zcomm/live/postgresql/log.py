@@ -1,7 +1,7 @@
 """The rows of PostgreSQL that have changed, whoever changed them (see :class:`zcomm.live.log.ChangeLog`).
 
-Triggers write the keys into a log (:mod:`zcomm.live.postgresql_tables`) while somebody watches
-(:mod:`zcomm.live.postgresql_lock`). A step reads of it what its snapshot sees and the one of the step before did not:
+Triggers write the keys into a log (:mod:`zcomm.live.postgresql.tables`) while somebody watches
+(:mod:`zcomm.live.postgresql.lock`). A step reads of it what its snapshot sees and the one of the step before did not:
 nothing is missed whatever transactions do, how long they last and in which order they end.
 
 Changes that no trigger of a statement sees are not seen: those that logical replication brings, which knows triggers of
@@ -23,8 +23,8 @@ from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql import PostgreSQLDatabase
 from zcomm.data.models import Model, Schema
 from zcomm.live.log import Changes, Key, KeyForm
-from zcomm.live.postgresql_lock import STALE, Holder, clean
-from zcomm.live.postgresql_tables import (
+from zcomm.live.postgresql.lock import STALE, Holder, clean
+from zcomm.live.postgresql.tables import (
     INSTALL_LOCK,
     LOCK,
     Table,

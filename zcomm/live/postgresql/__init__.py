@@ -1,0 +1,1 @@
+"""The changes of a PostgreSQL database, which triggers log."""
