@@ -20,6 +20,7 @@ compiled SQL is remembered; and the values, in the order in which the shape need
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -120,12 +121,12 @@ class Unfit:
 
     :ivar field: the name of its field.
     :ivar value: as it came.
-    :ivar error: what is said of it where no row has it.
+    :ivar error: what is said of it where no row has it; of no account where two are compared.
     """
 
     field: str
     value: Any
-    error: Invalid
+    error: Invalid = dataclasses.field(compare=False)
 
 
 Shape = tuple[Any, ...]
