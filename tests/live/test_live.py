@@ -424,6 +424,10 @@ async def test_rows_that_come_to_too_much_end_their_query_alone(served: Served):
     assert names.error == ""
     reply = await admin.call("zLive", {"query": "again", "model": "Notes"})
     assert reply["code"] in ("invalid", "too_busy"), reply
+    feed = served.comm.zcli.live.feed
+    admin.abort()
+    await wait_until(lambda: feed.queries == 0, "no query")
+    assert feed.size == 0 and not feed._watched["Notes"]._keeping
     await served.stands()
 
 
@@ -510,6 +514,102 @@ async def test_where_nothing_is_logged_writes_by_the_server_are_followed(postgre
         again = await ask(await served.client(), "zLive", {"query": "q", "model": "Notes"})
         assert texts(again["rows"]) == ["one", "2", "foreign"]
         await notes.until(lambda rows: len(rows) == 3)
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_client_is_told_all_that_it_missed_in_one_event(tmp_path: Path):
+    """The rows of all its queries are of one step, and that one of them has ended is said as well."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",)}, broadcast="none").start()
+    try:
+        admin, slow = await served.client(), await served.client()
+        data, feed = served.comm.zcli.data, served.comm.zcli.live.feed
+        for number in range(10):
+            await data.create("test", "Notes", {"owner": "ann", "text": f"{number}", "rank": number})
+        low = await Rows(slow, "low").ask("Notes", where={"rank__lt": 1000})
+        high = await Rows(slow, "high").ask("Notes", where={"rank__gte": 1000}, fields=["rank"])
+        ending = await Rows(slow, "ending").ask("Notes", fields=["secret"])
+        (client,) = [each for each in served.bifrost.registry if each.live is not None and each.live.queries]
+        slow.stop_reading()
+        text = "x" * 20_000
+        for number in range(1000):
+            if client.transport is not None and client.transport.is_blocked:
+                break
+            values = {"text": f"{number:03}{text}"}
+            await ask(admin, "update_Notes", {"where": {"id": 1 + number % 10}, "values": values})
+        # Rows that go from one query to the other, and one row too many for the third.
+        await ask(admin, "update_Notes", {"where": {"id__lte": 9}, "values": {"rank": 1000}})
+        url = f"sqlite:///{tmp_path}/data/zcomm.sqlite3"
+        counted = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 995)"
+        write(url, f"""INSERT INTO "Notes" (owner, secret, rank) {counted} SELECT 'ann', 'y', NULL FROM n""")
+        await wait_until(lambda: len(client.live.queries) == 2 and not feed.is_running, "the end of a query")
+        slow.read_again()
+        await wait_until(lambda: (ending.now(), ending.error)[1] == "invalid", "the end of the query")
+        assert set(events(slow)[-1]["queries"]) == {"low", "high", "ending"}
+        assert ([row["id"] for row in low.now()], len(high.now())) == ([10], 9)
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_same_rows_in_another_order_are_sent(served: Served):
+    """A digest tells the order from others, also where it is that of all rows and each has the same text."""
+    admin = await served.client()
+    for rank in (1, 2):
+        await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": str(rank), "rank": rank}})
+    up = await Rows(admin, "q").ask("Notes", order_by="rank")
+    down = await ask(admin, "zLive", {"query": "q", "model": "Notes", "order_by": "rank DESC", "known": up.digest})
+    assert texts(down["rows"]) == ["2", "1"] and down["digest"] != up.digest
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_value_of_another_kind_can_be_asked_for(served: Served, url: str):
+    """Where the column may hold it the rows are those of a read; elsewhere it is refused by name."""
+    admin = await served.client()
+    await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a", "rank": 1}})
+    where = {"rank__in": ["none", 1]}
+    read = await admin.call("read_Notes", {"where": where})
+    live = await admin.call("zLive", {"query": "q", "model": "Notes", "where": where})
+    assert live.get("code") == read.get("code") == (None if url.startswith("sqlite") else "invalid")
+    if url.startswith("sqlite"):
+        rows = Rows(admin, "q")
+        rows.rows = live["result"]["rows"]
+        assert texts(rows.rows) == ["a"]
+        write(url, """INSERT INTO "Notes" (id, owner, text, rank) VALUES (7, 'ann', 'b', 'none')""")
+        assert texts(await rows.until(lambda rows: len(rows) == 2)) == ["a", "b"]
+        assert served.comm.zcli.live.feed.queries == 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_form_of_the_same_value_moves_its_row(tmp_path: Path):
+    """Where an index of SQLite has values in one form rows are ordered by what is stored: one that another program
+    writes in another form, and back, is where a read has it, though it looks the same."""
+    (tmp_path / "schema.yaml").write_text("Things: {_model: {live: true}, id: {type: int, pk: true}, tag: uuid}")
+    url = f"sqlite:///{tmp_path}/test.sqlite3"
+    rest = "0000000-0000-4000-8000-000000000000"
+    write(
+        url,
+        "PRAGMA journal_mode = WAL",
+        'CREATE TABLE "Things" (id INTEGER PRIMARY KEY, tag TEXT)',
+        'CREATE INDEX tags ON "Things" (tag)',
+        f"""INSERT INTO "Things" VALUES (1, 'b{rest}'), (2, 'c{rest}')""",
+    )
+    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",), "database": url}).start()
+    try:
+        admin = await served.client()
+        rows = await Rows(admin, "q").ask("Things", order_by="tag")
+        first = rows.digest
+        for form, ids in (("upper", [2, 1]), ("lower", [1, 2])):
+            write(url, f'UPDATE "Things" SET tag = {form}(tag) WHERE id = 2')
+            assert [row["id"] for row in await ask(admin, "read_Things", {"order_by": "tag"})] == ids
+            await rows.until(lambda rows, ids=ids: [row["id"] for row in rows] == ids)
+            assert (rows.digest == first) is (form == "lower")
         await served.stands()
     finally:
         await served.stop()

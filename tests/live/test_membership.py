@@ -165,6 +165,35 @@ async def test_a_model_that_is_not_watched_decides_no_live_rights(served: Served
     await served.stands()
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_membership_that_is_watched_no_more_ends_the_queries_that_go_by_it(served: Served):
+    """Nobody would see who leaves: that is said by name, and queries by other rights go on."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    mine, all_rows = await Rows(ann, "q").ask("Tasks"), await Rows(admin, "q").ask("Tasks")
+    served.comm.zcli.live.feed._tended({"Members": "it was replaced"})
+    await wait_until(lambda: (mine.now(), mine.error)[1] == "invalid", "the end of the query")
+    assert "Members" in events(ann)[-1]["queries"]["q"]["error"]
+    told = len(events(ann))
+    await ask(admin, "create_Tasks", {"values": {"board_id": 1, "text": "new"}})
+    await all_rows.until(lambda rows: len(rows) == 4)
+    assert len(events(ann)) == told and not all_rows.error
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_lost_a_membership_gets_no_rows_by_asking_again(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """Also where so many queries have to be read anew that a step has no time for all: the reply waits."""
+    monkeypatch.setattr("zcomm.live.feed.STEP_SECONDS", 0.0)
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    for number in range(20):
+        await Rows(ann, f"q{number}").ask("Tasks", where={"board_id__lt": 100 + number})
+    await ask(admin, "delete_Members", {"where": {"user": "ann"}})
+    for number in range(20):
+        asked = {"query": f"q{number}", "model": "Tasks", "where": {"board_id__lt": 100 + number}}
+        assert (await ask(ann, "zLive", asked))["rows"] == []
+    await served.stands()
+
+
 def told(client: RawClient) -> list[dict[str, Any]]:
     """The broadcasts that came so far."""
     texts = [item.payload for item in client.received if isinstance(item, Frame) and item.opcode == Opcode.TEXT]

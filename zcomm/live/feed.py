@@ -687,13 +687,13 @@ class Feed:
             yield
 
     def _became(self, query: Query, size: int, made: Difference) -> None:
-        if query.fault:
-            self._end_query(query, Invalid(query.fault))
-            return
+        # Also of one that has to end: what it takes by then is what is let go of.
         self._size += query.size - size
         if query.left or query.came:
             self._watched[query.question.model].follow(query)
-        if made:
+        if query.fault:
+            self._end_query(query, Invalid(query.fault))
+        elif made:
             self._listener.differs(query, made)
 
     def _end_query(self, query: Query, error: CommandError) -> None:

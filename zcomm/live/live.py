@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Hashable, Iterator
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Set
 from time import perf_counter
 from typing import Any
 
@@ -28,8 +28,8 @@ from zcomm.live.subscriber import Rights, Subscriber, Subscription
 
 __all__ = ["LiveQueries"]
 
-#: Bytes of a reply for which no memory has to be held.
-SMALL = 16 * 1024
+#: Bytes of a reply for which no memory has to be held, and of an event in which queries have all their rows together.
+SMALL, EVENT = 16 * 1024, 1024 * 1024
 
 
 class LiveQueries:
@@ -158,7 +158,8 @@ class LiveQueries:
                     query.watchers[keeper] = None
                     fresh = self.feed.fresh if was_known else 0
                     continue
-                if self.feed.ended < fresh or (self.feed.is_running and not self.feed.is_coming(query)):
+                is_between = self.feed.is_running and not self.feed.is_coming(query)
+                if self.feed.ended < fresh or is_between or query.is_stale:
                     yield self.feed.when_ended()
                     continue
                 if subscriber.is_blocked:
@@ -256,9 +257,12 @@ class LiveQueries:
         return question_of(asked.command, model, rights[1])
 
     def _is_as_before(self, subscription: Subscription) -> bool:
-        """Whether the client has the rights that its query was judged by."""
+        """Whether the client has the rights that its query was judged by, and it is seen where they change."""
+        rights = subscription.rights
+        if any(isinstance(value, Among) and not self.feed.sees_all(value.model) for value in rights[1].values()):
+            return False
         try:
-            return self._rights(subscription.subscriber.client, subscription.asked) == subscription.rights
+            return self._rights(subscription.subscriber.client, subscription.asked) == rights
         except Exception:
             return False
 
@@ -357,22 +361,25 @@ class LiveQueries:
                 if subscription is not None and not self._is_as_before(subscription):
                     # Nothing is told by rights that are no more.
                     self._judge_anew(subscription)
-            subscriber.tell()
-            if not subscriber.is_blocked and any(each.is_behind for each in subscriber.queries.values()):
-                self._reset(subscriber)
+            self._tell(subscriber)
             yield
         models, self._unsaid = self._unsaid, set()
         for subscriber in list(self._subscribers) if models else ():
             self._tell_sees(subscriber, models)
             yield
 
-    def _tell_sees(self, subscriber: Subscriber, models: Collection[str]) -> None:
+    def _tell_sees(self, subscriber: Subscriber, models: Set[str]) -> None:
+        """Tell whose changes are seen of ``models``, and judge anew what goes by memberships in them."""
         notes = {}
-        for name, subscription in subscriber.queries.items():
+        for name, subscription in list(subscriber.queries.items()):
             query = subscription.query
-            if query is None or query.question.model not in models:
+            if query is None or models.isdisjoint((query.question.model, *query.depends)):
                 continue
-            if subscriber.is_blocked:
+            if not self._is_as_before(subscription):
+                self._judge_anew(subscription)
+            elif query.question.model not in models:
+                continue
+            elif subscriber.is_blocked:
                 # It is in what tells all rows.
                 subscription.is_behind = True
             else:
@@ -394,24 +401,33 @@ class LiveQueries:
     def catch_up(self, subscriber: Subscriber) -> None:
         """Tell a client all rows of the queries that it is behind in, once no step is under way."""
         if self.feed.is_running:
-            self.feed.when_ended().addCallback(lambda _: self._reset(subscriber))
+            self.feed.when_ended().addCallback(lambda _: self._tell(subscriber))
         else:
-            self._reset(subscriber)
+            self._tell(subscriber)
 
-    def _reset(self, subscriber: Subscriber) -> None:
+    def _tell(self, subscriber: Subscriber) -> None:
+        """Tell a client what it has not been told, in one event, or in several where all rows of queries are many."""
+        notes = subscriber.due()
+        size = sum(map(len, notes.values()))
         for name, subscription in list(subscriber.queries.items()):
-            if subscriber.is_blocked:
-                return
             query = subscription.query
-            if not subscription.is_behind or query is None:
+            if not subscription.is_behind or query is None or subscriber.is_blocked:
                 continue
-            subscription.is_behind = False
-            subscriber.notes.pop(name, None)
             if not self._is_as_before(subscription):
+                subscription.is_behind = False
                 self._judge_anew(subscription)
                 continue
             parts = (_list(query.rows), query.digest.encode(), self._sees(query))
-            subscriber.send({name: b'{"reset":%s,"digest":"%s","sees":"%s"}' % parts})
+            note = b'{"reset":%s,"digest":"%s","sees":"%s"}' % parts
+            if notes and size + len(note) > EVENT:
+                subscriber.send(notes)
+                notes, size = {}, 0
+                if subscriber.is_blocked:
+                    return
+            subscription.is_behind = False
+            notes[name] = note
+            size += len(note)
+        subscriber.send(notes)
 
     # -- the end
 

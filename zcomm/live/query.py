@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from zcomm.data.models import Model
@@ -80,7 +81,9 @@ class Query:
         self._is_whole = True
         #: Whether Python knows the order of those that are kept.
         self._is_sorted = False
-        self._sum = 0
+        # The same rows in another order are others.
+        self._seed = int.from_bytes(blake2b(repr(question.order).encode(), digest_size=8).digest(), "big")
+        self._sum = self._seed
         self.size = _BASE
         self.left: Sequence[Key] = ()
         self.came: Sequence[Key] = ()
@@ -116,6 +119,7 @@ class Query:
         before, keys = self.rows, self._entries
         if self.question.limit is None and len(entries) > MAX_ROWS:
             self.fault = _TOO_MANY
+            self.left = self.came = ()
             return NOTHING
         self._is_whole = len(entries) <= self.capacity
         self._rows = list(entries[: self.capacity])
@@ -124,7 +128,7 @@ class Query:
         self.came = [key for key in self._entries if key not in keys]
         self._is_sorted = self.view.is_sorted and all(entry.sort is not None for entry in self._rows)
         self.is_stale = False
-        self._sum = sum(entry.hash + _COUNT for entry in self.rows)
+        self._sum = self._seed + sum(entry.hash + _COUNT for entry in self.rows)
         self.size = _BASE + sum(entry.size for entry in self._rows)
         return NOTHING if self._are_alike() or self._are_large() else difference(before, self.rows)
 

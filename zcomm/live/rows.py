@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from zcomm.budget.written import write_json
-from zcomm.data.models import Field, Model
+from zcomm.data.models import Column, Field, Model
 from zcomm.live.log import Key
 
 __all__ = [
@@ -113,15 +113,22 @@ def sorted_by(field: Field, is_sqlite: bool) -> Meaning | None:
         return None
     if field.kind.name == "str" and not column.by_code_point:
         return None
-    if is_sqlite and column.compare is not None and column.compared is None and field.kind.name != "str":
-        # Ordered by what is stored, in whichever form.
+    if is_sqlite and _is_by_form(column) and field.kind.name != "str":
         return _of_text_of_uuid if field.kind.name == "uuid" else None
     return compared_by(field, is_sqlite)
 
 
 def raw_fields(model: Model, names: Iterable[str], is_sqlite: bool) -> tuple[str, ...]:
     """Those of the fields ``names`` of which it has to be known how they are stored."""
-    return tuple(name for name in names if is_sqlite and model.fields[name].kind.name in ("str", "uuid"))
+    if not is_sqlite:
+        return ()
+    found = {name: model.fields[name] for name in names}
+    return tuple(name for name, each in found.items() if each.kind.name in ("str", "uuid") or _is_by_form(each.column))
+
+
+def _is_by_form(column: Column | None) -> bool:
+    """Whether SQLite orders the column by what is stored, in whichever form."""
+    return column is not None and column.compare is not None and column.compared is None
 
 
 class Form:
@@ -299,10 +306,15 @@ class _Shape:
             (form.stored[name], form.place[name], sorted_by(form.model.fields[name], form.is_sqlite), descends)
             for name, descends in view.order
         ]
+        self._forms = [(stored, place) for stored, place, _, _ in self._order if stored != place]
 
     def entry(self, key: Key, values: Sequence[Any], shown: Sequence[Any]) -> Entry:
         row = write_json({name: shown[place] for name, place in self._fields})
         text = row + write_json([shown[place] for place in self._beside]) if self._beside else row
+        for stored, place in self._forms:
+            if values[stored] != shown[place]:
+                # Another form of the same value has another place in the order.
+                text += repr(values[stored]).encode()
         if self._is_numbered and type(key) is int:
             name = b"%d" % key
         else:

@@ -92,16 +92,19 @@ class Subscriber:
         self.waiting.append(waiting)
         return waiting
 
-    def tell(self) -> None:
-        """Send what there is to be told; where the client is slow, it is told all rows once it has caught up."""
+    def due(self) -> dict[str, bytes]:
+        """Take what is to be told now, by name; a slow client is told all rows once it has caught up, and by then also
+        why queries have ended."""
         notes, self.notes = self.notes, {}
-        if self.is_blocked:
-            for name in notes:
-                subscription = self.queries.get(name)
-                if subscription is not None:
-                    subscription.is_behind = True
-            return
-        self.send(notes)
+        if not self.is_blocked:
+            return notes
+        for name, note in notes.items():
+            subscription = self.queries.get(name)
+            if subscription is None:
+                self.notes[name] = note
+            else:
+                subscription.is_behind = True
+        return {}
 
     def send(self, notes: dict[str, bytes]) -> None:
         """Send an event.
@@ -119,7 +122,7 @@ class Subscriber:
             waiting = self.waiting.pop(0)
             if not waiting.called:
                 waiting.callback(None)
-        if not self.is_blocked and any(each.is_behind for each in self.queries.values()):
+        if not self.is_blocked and (self.notes or any(each.is_behind for each in self.queries.values())):
             self._home.catch_up(self)
 
     def lost(self) -> None:
