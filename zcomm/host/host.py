@@ -192,7 +192,8 @@ class Host(Service):
 
     def respond_live(self, request: Request, client: Client) -> Any:
         """Answer ``zLive``, and ``zUnsubscribe`` of a query; see :class:`zcomm.live.live.LiveQueries`."""
-        if self.live is None:
+        if not self._has_data:
+            # Which tables can be watched is not known before.
             return self.when_data().addCallback(lambda _: self._live_respond(request, client))
         return self._live_respond(request, client)
 

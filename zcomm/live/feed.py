@@ -666,6 +666,11 @@ class Feed:
             rows[row.key] = row
             if place % ROWS_AT_ONCE == 0:
                 yield
+        if len(rows) < len(found.rows[name]):
+            # Two have the same key. Whom that concerns is found where all of its rows are read.
+            for query in watched.queries.values():
+                self._outdate(query)
+            return
         for key in keys:
             watched.look_at(key, rows.get(key), touched, unsure)
             yield

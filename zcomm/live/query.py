@@ -173,9 +173,11 @@ class Query:
         return True
 
     def _are_alike(self) -> bool:
-        """Whether two rows have keys that clients could not tell apart: forms of one value, which another program has
-        written to a key of SQLite's."""
-        if self._has_plain_keys or len({entry.name for entry in self._rows}) == len(self._rows):
+        """Whether two rows have keys that clients could not tell apart: those of a table and of one that inherits from
+        it, say, or forms of one value, which another program has written to a key of SQLite's."""
+        if len(self._entries) == len(self._rows) and (
+            self._has_plain_keys or len({entry.name for entry in self._rows}) == len(self._rows)
+        ):
             return False
         self.fault = "Two of its rows have keys that look the same; give one of them another"
         return True
