@@ -1094,3 +1094,16 @@ def test_keys_of_the_log_find_their_rows(watched: Watched):
         assert len(told) == 3
         plan = [row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {sql}", (form.encode(list(told)),))]
         assert any(each.startswith(f"SEARCH {name} USING ") for each in plan)
+
+
+def test_a_file_that_cannot_be_opened_for_a_while_is_a_fault_and_no_more(watched: Watched):
+    """Each attempt says so, whatever was attempted before; with the file there again everything is read anew."""
+    log = watched.prepared()
+    away = watched.path.with_name("away")
+    watched.path.rename(away)
+    for _ in range(3):
+        with pytest.raises(Fault):
+            step(log)
+        log.end()
+    away.rename(watched.path)
+    assert not step(log).known

@@ -325,15 +325,15 @@ class SQLiteLog:
         """Begin the transaction of a step."""
         self._failed = False
         self._held = ExitStack()
-        if self._shared is not None:
-            self._reader = self._held.enter_context(self._shared(spare=True, long=self._takes_long))
-        elif self._reader is None or not self._reader.alive():
-            if self._reader is not None:
-                self._reader.close()
-            self._reader = None
-            self._known = False
-            self._reader = self._database.connect()
         try:
+            if self._shared is not None:
+                self._reader = self._held.enter_context(self._shared(spare=True, long=self._takes_long))
+            elif self._reader is None or not self._reader.alive():
+                if self._reader is not None:
+                    self._reader.close()
+                self._reader = None
+                self._known = False
+                self._reader = self._database.connect()
             self._reader.begin_snapshot()
         except BaseException:
             self._failed = True
@@ -415,7 +415,8 @@ class SQLiteLog:
         if held is None:
             return
         step, self._step = self._step, None
-        self._reader.rollback()
+        if self._reader is not None:
+            self._reader.rollback()
         if step is not None and not self._failed:
             self._at, self._tables, self._content, self._broken = step
             self._known, self._renewals = True, getattr(self._reader, "renewals", 0)
