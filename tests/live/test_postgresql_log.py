@@ -877,10 +877,52 @@ def test_who_may_make_no_triggers_says_what_a_dba_can_do(watched: Callable[..., 
         execute("GRANT INSERT ON zcomm.changes TO plain")
         execute("DROP TRIGGER zcomm_delete_da01325d ON t")
         assert "belongs to postgres" in their.log.prepare(models)["t"]
-        execute(one.log.live_off_sql(models))
+        execute(one.log.live_off_sql())
         assert execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").fetchone() == (0,)
         assert execute("SELECT to_regnamespace('zcomm')").fetchone() == (None,)
         execute("INSERT INTO t VALUES (2)")
+    their.log.close()
+
+
+def test_all_is_removed_whatever_has_become_of_the_tables(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+):
+    """A partition that was detached has its triggers still, and so has a table that goes by another name, or is not as
+    its model says; those of tables that belong to others stay."""
+    odd = 'it\'s "theirs" % $zcomm$'
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE part PARTITION OF t FOR VALUES FROM (0) TO (9); CREATE TABLE gone PARTITION OF t DEFAULT;"
+        "CREATE TABLE renamed (id int PRIMARY KEY); CREATE TABLE moved (id int PRIMARY KEY);"
+        f"CREATE TABLE {quoted(odd)} (id int PRIMARY KEY); CREATE SCHEMA app",
+        *(model(name) for name in ("t", "renamed", "moved")),
+        model("odd", table=odd),
+    )
+    assert dict(one.log.prepare(one.models)) == {each.name: "" for each in one.models}
+    monkeypatch.setattr(postgresql_log, "ATTEMPTS", 0)
+    with suppress(psycopg.errors.DuplicateObject), writing(one) as execute:
+        execute("CREATE ROLE remover LOGIN")
+    their = Watched(one.url.replace("postgres@", "remover@"))
+    with writing(one) as execute, one.others() as busy:
+        execute("ALTER TABLE t DETACH PARTITION gone")
+        execute('ALTER TABLE renamed RENAME TO "Old ""one"""')
+        execute("ALTER TABLE moved SET SCHEMA app")
+        execute(f"ALTER TABLE {quoted(odd)} DROP COLUMN id")
+        assert len(one.log.watched()) == 6
+        busy.execute("INSERT INTO app.moved VALUES (1)")
+        # Whoever writes waits behind who removes, and for no longer than that.
+        with pytest.raises(Fault, match="busy"):
+            one.log.remove()
+        assert len(one.log.watched()) == 6
+        busy.rollback()
+        execute("GRANT USAGE ON SCHEMA app TO remover")
+        execute("ALTER TABLE app.moved OWNER TO remover")
+        their.log.remove()
+        assert len(their.log.status().tables) == 5 and "app.moved" not in one.log.watched()
+        one.log.remove()
+        assert one.log.watched() == []
+        assert execute("SELECT to_regnamespace('zcomm')").fetchone() == (None,)
+        execute("DROP OWNED BY remover")
     their.log.close()
 
 
@@ -952,6 +994,38 @@ async def test_triggers_of_ours_are_no_code_of_others(postgresql: Cluster, postg
         await workers.stop()
     assert found[0] == found[1]
     assert not found[1].disturbs and not found[1].rereads
+
+
+def test_an_heir_of_two_is_watched_with_both(watched: Callable[..., Watched]):
+    """A statement on the other parent, which has no such key, changes rows of the one that is watched."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE above (w int);"
+        "CREATE TABLE u (w int) INHERITS (above); CREATE TABLE heir () INHERITS (t, u)"
+    ).watch()
+    with writing(one) as execute:
+        execute("INSERT INTO heir VALUES (1, 0, 0)")
+        assert one.changes() == {1}
+        for table in ("u", "above"):
+            execute(f"UPDATE {table} SET w = w + 1")
+            assert one.changes() is None
+        execute("DELETE FROM above")
+        assert one.changes() is None
+        execute("UPDATE t SET v = 2")
+        assert one.changes() == set()
+
+
+@pytest.mark.parametrize("kind", ["text", "bytea", "numeric", 'text COLLATE "en-x-icu"', "varchar", "domain"])
+def test_no_write_fails_for_keys_that_are_long(watched: Callable[..., Watched], kind: str):
+    """They are not told one by one: as many of them as may be logged are more than fit into a row of the log."""
+    one = watched(f"CREATE DOMAIN domain AS text; CREATE TABLE t (id {kind} PRIMARY KEY, v int)").watch()
+    made = {"bytea": "convert_to(repeat('a', 200000) || i, 'UTF8')", "numeric": "(10::numeric ^ 120000) * i"}
+    with writing(one) as execute:
+        execute(f"INSERT INTO t SELECT {made.get(kind, 'repeat($$a$$, 200000) || i')}, i FROM generate_series(1, 2) i")
+        assert one.changes() is None
+        assert execute("SELECT max(pg_column_size(keys)) FROM zcomm.changes").fetchone() == (None,)
+        text = {"bytea": "'b'", "numeric": "7"}.get(kind, "repeat('b', 1000)")
+        execute(f"INSERT INTO t VALUES ({text}, 0)")
+        assert len(one.changes() or ()) == 1
 
 
 def test_a_partition_may_be_watched_by_itself_as_well(watched: Callable[..., Watched]):

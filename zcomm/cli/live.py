@@ -131,11 +131,18 @@ def install(args: argparse.Namespace) -> int:
 
 
 def remove(args: argparse.Namespace) -> int:
-    """Remove the log and its triggers."""
+    """Remove the log and its triggers. Status 1 where some stay."""
 
     def work(execution: Execution, log: Administration) -> int:
-        log.remove(list(execution.schema.models.values()))
-        print("the log and its triggers are removed; a server that starts makes them again where the schema says live")
+        left = log.remove()
+        for table in left:
+            print(f"{table}: watched still, as it belongs to another role")
+        if left:
+            return 1
+        print(
+            "the log and its triggers are removed; a server makes them again where its schema says live, when it "
+            "starts, and within a minute while it runs"
+        )
         return 0
 
     return _administered(args, work)

@@ -34,8 +34,8 @@ class Administration(Protocol):
     def install(self, models: Sequence[Model]) -> Mapping[str, str]:
         """Have ``models`` watched; by model why one is not, empty where it is."""
 
-    def remove(self, models: Sequence[Model]) -> None:
-        """Remove what was installed."""
+    def remove(self) -> list[str]:
+        """Remove what was installed, for whichever tables; those that are watched still, as they belong to others."""
 
     def state(self) -> list[str]:
         """Lines of what there is."""
@@ -73,11 +73,12 @@ class _SQLite:
     def install(self, models: Sequence[Model]) -> Mapping[str, str]:
         return self._log.prepare(models)
 
-    def remove(self, models: Sequence[Model]) -> None:
+    def remove(self) -> list[str]:
         with self._execution.pool.connection() as connection:
             statements = [line.rstrip(";") for line in live_off_sql(self._ask).splitlines()]
             for statement in statements[1:-1]:
                 connection.run(statement, (), False)
+        return []
 
     def state(self) -> list[str]:
         facts = live_facts(self._ask, self._now())
@@ -111,8 +112,9 @@ class _PostgreSQL:
     def install(self, models: Sequence[Model]) -> Mapping[str, str]:
         return self._log.prepare(models)
 
-    def remove(self, models: Sequence[Model]) -> None:
-        self._log.remove(models)
+    def remove(self) -> list[str]:
+        self._log.remove()
+        return self._log.watched()
 
     def state(self) -> list[str]:
         status = self._log.status()

@@ -422,22 +422,35 @@ class PostgreSQLLog:
             statements += trigger_sql(table, member, trigger, there)
         return _script(statements)
 
-    def live_off_sql(self, models: Sequence[Model]) -> str:
-        """The SQL that removes what was installed for ``models``, and the schema where it was for no others."""
-        return _script(removal_sql(self._look(models).values()))
+    def live_off_sql(self) -> str:
+        """The SQL that removes all that was installed, as far as our role may, and the schema where that was all."""
+        return _script(removal_sql(self._ask))
 
-    def remove(self, models: Sequence[Model]) -> None:
-        """Remove what was installed for ``models``, and the schema where it was for no others."""
-        self._transact(removal_sql(self._look(models).values()))
+    def remove(self) -> None:
+        """Remove all that was installed, as far as our role may, and the schema where that was all.
+
+        :raises Fault: ``busy`` where others keep a table locked; nothing is removed then.
+        """
+        for left in range(ATTEMPTS, -1, -1):
+            try:
+                return self._transact([*_INSTALL, *removal_sql(self._ask)])
+            except Fault as fault:
+                if fault.kind not in ("busy", "altered") or not left:
+                    raise
+
+    def watched(self) -> list[str]:
+        """The tables that have triggers of ours."""
+        return [name for (name,) in self._ask(_WATCHED)]
 
     def status(self) -> Status:
         """The state of all this in the database, whoever watches."""
+        tables = tuple(self.watched())
         if self._ask(_BASE) != [(_COLUMNS, True)]:
-            return Status(feeds={})
+            return Status(tables=tables, feeds={})
         ((rows, size),) = self._ask(_LOG_SIZE)
         holders = self._ask(_HOLDER)
         return Status(
-            tables=tuple(name for (name,) in self._ask(_WATCHED)),
+            tables=tables,
             holder=holders[0] if holders else None,
             rows=rows,
             size=size,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,9 @@ __all__ = [
 LOCK, INSTALL_LOCK = 8746389512605518129, 8746389512605518130
 #: The keys that one statement names at most; of more it says that they are many.
 MAX_KEYS = 1000
+#: Characters of a key that is logged. With a longer one the keys are not known: jsonb has a limit, and a write that
+#: exceeds it would fail.
+LONGEST = 1000
 #: Of the functions and the log: a server leaves alone what a newer one has installed.
 VERSION = 1
 _VERSION = re.compile(r"\s*-- zcomm ([0-9]+)\s", re.ASCII)
@@ -73,7 +76,8 @@ _TRIGGERS = {
     "truncate": (32, None, None),
 }
 
-#: A table, all below it whose rows are its rows, and all above it whose statements change them; with their triggers.
+#: A table, all below it whose rows are its rows, and all above any of these, whose statements change such rows; with
+#: their triggers. Of depth 0 is the table itself.
 _TABLES = """
 WITH RECURSIVE wanted AS (
     SELECT w.name, c.oid FROM pg_catalog.unnest(%s::text[]) AS w (name)
@@ -83,13 +87,11 @@ WITH RECURSIVE wanted AS (
     UNION
     SELECT t.name, i.inhrelid, t.depth OPERATOR(pg_catalog.+) 1 FROM below t
     JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) t.member
-), above AS (
-    SELECT name, oid AS member, 0 AS depth FROM wanted
-    UNION
-    SELECT t.name, i.inhparent, t.depth OPERATOR(pg_catalog.+) 1 FROM above t
-    JOIN pg_catalog.pg_inherits i ON i.inhrelid OPERATOR(pg_catalog.=) t.member
 ), tree AS (
-    SELECT name, member, depth FROM below UNION SELECT name, member, depth FROM above
+    SELECT name, member, depth FROM below
+    UNION
+    SELECT t.name, i.inhparent, t.depth OPERATOR(pg_catalog.+) 1 FROM tree t
+    JOIN pg_catalog.pg_inherits i ON i.inhrelid OPERATOR(pg_catalog.=) t.member
 )
 SELECT t.name, t.depth, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
     c.oid::int8, c.relfilenode::int8, c.relkind::text,
@@ -125,6 +127,28 @@ FROM base b JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.type AND
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
 JOIN pg_catalog.pg_type d ON d.oid OPERATOR(pg_catalog.=) b.declared
 JOIN pg_catalog.pg_namespace m ON m.oid OPERATOR(pg_catalog.=) d.typnamespace
+"""
+#: What removes the triggers, and then the functions that no trigger needs any more.
+_INSTALLED = """
+WITH functions AS (
+    SELECT p.oid, p.proname, p.proowner FROM pg_catalog.pg_proc p
+    WHERE p.pronamespace OPERATOR(pg_catalog.=) pg_catalog.to_regnamespace('zcomm')
+        AND p.prosrc OPERATOR(pg_catalog.~) '^\\s*-- zcomm [0-9]+\\s'
+), triggers AS (
+    SELECT f.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS relation,
+        pg_catalog.quote_ident(g.tgname) AS name, pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned
+    FROM functions f JOIN pg_catalog.pg_trigger g ON g.tgfoid OPERATOR(pg_catalog.=) f.oid
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) g.tgrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+), statements AS (
+    SELECT 1 AS turn, 'DROP TRIGGER IF EXISTS ' || t.name || ' ON ' || t.relation AS statement
+    FROM triggers t WHERE t.owned
+  UNION ALL
+    SELECT 2, 'DROP FUNCTION IF EXISTS zcomm.' || pg_catalog.quote_ident(f.proname) || '()'
+    FROM functions f WHERE pg_catalog.pg_has_role(f.proowner, 'USAGE')
+        AND NOT EXISTS (SELECT FROM triggers t WHERE t.oid OPERATOR(pg_catalog.=) f.oid AND NOT t.owned)
+)
+SELECT s.statement FROM statements s ORDER BY s.turn, s.statement
 """
 
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -196,6 +220,11 @@ class Column:
         if self.form == "e" or (self.base == "citext" and self.form == "b") or (self.builtin and self.base in _BY_TEXT):
             return "by text"
         return ""
+
+    @property
+    def may_be_long(self) -> bool:
+        """Whether its values may be of any length."""
+        return self.base in ("text", "varchar", "bpchar", "numeric", "bytea") if self.builtin else self.form != "e"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -378,7 +407,8 @@ def function_source(table: Table) -> str:
     missing = ", ".join(f"NULL::pg_catalog.text AS {name}" for name in names)
     found = ", ".join(f"{name} AS k{number}" for name, number in zip(names, numbers, strict=True))
     values = ", ".join(
-        f"CASE WHEN pg_catalog.pg_typeof(k.k{number}) OPERATOR(pg_catalog.=) {_type(column)} THEN k.k{number}"
+        f"CASE WHEN pg_catalog.pg_typeof(k.k{number}) OPERATOR(pg_catalog.=) {_type(column)}"
+        f"{_is_short(number) if column.may_be_long else ''} THEN k.k{number}"
         f"{'' if column.kind in ('int', 'text') else '::pg_catalog.text'} END AS k{number}"
         for column, number in zip(table.key, numbers, strict=True)
     )
@@ -424,6 +454,10 @@ END
 """
 
 
+def _is_short(number: int) -> str:
+    return f" AND pg_catalog.length(k.k{number}::pg_catalog.text) OPERATOR(pg_catalog.<=) {LONGEST}"
+
+
 def _type(column: Column) -> str:
     if column.builtin and column.declared == column.base:
         return f"'{column.cast}'::pg_catalog.regtype"
@@ -465,29 +499,26 @@ def trigger_sql(table: Table, member: Member, event: str, there: Trigger | None)
     ]
 
 
-def removal_sql(tables: Iterable[Table]) -> list[str]:
-    """The statements that remove all that was installed for ``tables``, and the schema when it is for no others."""
-    statements = []
-    for table in tables:
-        statements += [
-            f"DROP TRIGGER IF EXISTS {table.trigger(event)} ON {each.name}"
-            for each in table.members
-            for event in _TRIGGERS
-        ]
-        statements.append(f"DROP FUNCTION IF EXISTS zcomm.{table.function}()")
-    statements.append(
+def removal_sql(run: Run) -> list[str]:
+    """The statements that remove all that was installed and that our role may remove, and the schema when nothing of it
+    is needed any more.
+
+    It goes by what there is, not by models: a partition may be detached by now, a table be called otherwise or be in no
+    schema any more, and each of these has its triggers still.
+    """
+    return [
+        *(statement for (statement,) in run(_INSTALLED, ())),
         """DO $zcomm$
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.pronamespace = pg_catalog.to_regnamespace('zcomm')) THEN
     DROP TABLE IF EXISTS zcomm.changes, zcomm.life, zcomm.feeds;
     DROP SCHEMA IF EXISTS zcomm;
   END IF;
-EXCEPTION WHEN dependent_objects_still_exist THEN
-  RAISE NOTICE 'something else is in the schema zcomm, which stays';
+EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+  RAISE NOTICE 'something else is in the schema zcomm, or it belongs to another role, and stays';
 END
-$zcomm$"""
-    )
-    return statements
+$zcomm$""",
+    ]
 
 
 def source_version(source: str) -> int:
