@@ -122,3 +122,16 @@ def test_chat_of_the_docs(tmp_path: Path) -> None:
         (directory / "rooms.html").write_text(block("quickstart-rooms").text, "utf-8")
         pages.append({"name": name, "options": ["--www", str(directory)]})
     run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages)
+
+
+@runs("live-page")
+def test_live_page_of_the_docs(tmp_path: Path) -> None:
+    """It follows what another program writes, before and after a restart."""
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.html").write_text(block("live-page").text, "utf-8")
+    (tmp_path / "schema.yaml").write_text(block("live-schema").text, "utf-8")
+    database = tmp_path / "shop.db"
+    options = ["--schema", str(tmp_path / "schema.yaml"), "--www", str(tmp_path / "pages")]
+    options += ["--database", f"sqlite:///{database}"]
+    statements = block("live-write").text.splitlines()
+    run_in_chromium("docs-live.test.mjs", tmp_path, options=options, database=str(database), statements=statements)
