@@ -222,6 +222,9 @@ class LiveQueries:
         most, owner = self._limits.live_memory, owner_of(client)
         if self.feed.size >= most:
             raise TooBusy(f"The live queries of all clients take the {most >> 20} MiB that they may; try again later")
+        if self.feed.size < most // 4:
+            # Nobody's come to that.
+            return
         mine = sum(
             subscription.query.size
             for subscriber in self._by_owner.get(owner, ())
