@@ -37,6 +37,8 @@ __all__ = ["Feed"]
 
 #: Seconds between the beginnings of two steps at least, and between two looks whether something has changed.
 PACE, LOOK = 0.01, 0.05
+#: Seconds after a step that has found something for which one looks as often as there may be steps.
+LIVELY = 0.1
 #: Seconds of a turn that are spent on a step.
 SLICE = 0.002
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
@@ -143,6 +145,9 @@ class Feed:
         self._tends = LoopingCall(self._tend)
         self._looks.clock = self._tends.clock = clock
         self._is_looking = False
+        #: When a step has found something, if that was lately; the look that comes before its time.
+        self._found_at: float | None = None
+        self._hurried: IDelayedCall | None = None
         #: Since when there is no query.
         self._idle_since: float | None = None
 
@@ -178,9 +183,10 @@ class Feed:
         for loop in (self._looks, self._tends):
             if loop.running:
                 loop.stop()
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        for call in (self._next, self._hurried):
+            if call is not None:
+                call.cancel()
+        self._next = self._hurried = None
         ended = self._thread(self._end).addErrback(lambda _: None)
         return ended.addCallback(lambda _: self._workers.stop())
 
@@ -403,6 +409,8 @@ class Feed:
         self._is_looking = False
         if has_changed and self._is_open:
             self._step_soon()
+        elif self._found_at is not None:
+            self._look_soon()
 
     def _not_looked(self, _: Any) -> None:
         # The step finds out what is wrong.
@@ -458,6 +466,20 @@ class Feed:
         self._ending.fire(None)
         if self._is_due or self._stale:
             self._step_soon(after)
+        elif self._found_at is not None:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Look again before the others do: whoever writes now is likely to go on."""
+        if self._hurried is None and self._is_open and self._is_watching:
+            self._hurried = self._clock.callLater(PACE, self._look_hurried)
+
+    def _look_hurried(self) -> None:
+        self._hurried = None
+        if self._found_at is not None and self._clock.seconds() - self._found_at < LIVELY:
+            self._look()
+        else:
+            self._found_at = None
 
     def _clear_up(self, failure: Any) -> float:
         """Take account of how a step has ended; returns the seconds after which there may be another one."""
@@ -509,6 +531,8 @@ class Feed:
             for name, keys in told.items():
                 _merge(self._told, name, keys)
             raise
+        if found.keys:
+            self._found_at = self._clock.seconds()
         is_unknown, self._all_unknown = self._all_unknown, False
         try:
             self._number = number
