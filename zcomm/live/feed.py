@@ -30,6 +30,7 @@ from zcomm.live.query import Query
 from zcomm.live.requests import MAX_BYTES, Question
 from zcomm.live.rows import Form, Row, Unreadable
 from zcomm.live.watched import Touched, Watched
+from zcomm.runtime.collector import Collector
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.workers import Workers
 
@@ -39,6 +40,8 @@ __all__ = ["Feed"]
 PACE, LOOK = 0.01, 0.05
 #: Seconds after a step that has found something for which one looks as often as there may be steps.
 LIVELY = 0.1
+#: Seconds of a step that waits for the database for which no garbage is collected.
+HELD = 1.0
 #: Seconds of a turn that are spent on a step.
 SLICE = 0.002
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
@@ -145,6 +148,7 @@ class Feed:
         self._tends = LoopingCall(self._tend)
         self._looks.clock = self._tends.clock = clock
         self._is_looking = False
+        self._collector = Collector()
         #: When a step has found something, if that was lately; the look that comes before its time.
         self._found_at: float | None = None
         self._hurried: IDelayedCall | None = None
@@ -179,6 +183,7 @@ class Feed:
     def stop(self) -> Deferred[None]:
         """Let go of the database. Fires when nothing runs any more."""
         self._is_open = False
+        self._collector.release()
         self._store.execution.on_change = None
         for loop in (self._looks, self._tends):
             if loop.running:
@@ -385,6 +390,8 @@ class Feed:
 
     def _look(self) -> None:
         """Find out whether something has changed."""
+        if self._is_running and self._clock.seconds() - self._begun > HELD:
+            self._collector.release()
         if not self.queries and not self._since:
             self._rest()
         elif self._is_running or self._is_due or self._is_looking:
@@ -447,10 +454,12 @@ class Feed:
         self._next = None
         self._is_running, self._is_due = True, False
         self._begun = self._clock.seconds()
+        self._collector.hold()
         self._step().addBoth(self._over)
 
     def _over(self, failure: Any) -> None:
         """Go on once a step is over."""
+        self._collector.release()
         self._is_running = False
         if not self._is_open:
             self._ending.fire(None)
