@@ -28,10 +28,22 @@ def _is_current(made: Path, source: Path) -> bool:
 
 def load_generator() -> Path:
     """The path of ``wsload``, compiled when its source is newer."""
-    source, made = HERE / "wsload.c", cache_directory() / "wsload"
+    return compiled(HERE / "wsload.c")
+
+
+def compiled(source: Path) -> Path:
+    """The path of a program in C, compiled when its source is newer."""
+    made = cache_directory() / source.stem
     if not _is_current(made, source):
         subprocess.run(["gcc", "-O2", "-o", str(made), str(source)], check=True)
     return made
+
+
+def installed(environment: Path, package: str) -> None:
+    """Make an environment that holds one package."""
+    print(f"installing {package} …", file=sys.stderr)
+    venv.create(environment, with_pip=True)
+    subprocess.run([str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", package], check=True)
 
 
 def peers_python() -> Path:

@@ -170,12 +170,15 @@ def undisturbed_with_threads() -> None:
     _as_many_files_as_allowed()
 
 
-def undisturbed() -> None:
-    """In a child before it runs: as many files as allowed, and before everybody else where that is allowed."""
+def undisturbed(priority: int = 1) -> None:
+    """In a child before it runs: as many files as allowed, and before everybody else where that is allowed.
+
+    :param priority: among those for which that is so.
+    """
     try:
         # Where the scheduler groups processes by session, a priority counts within the group alone; the
         # real-time class counts everywhere. It leaves a twentieth of each second to the others.
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
     except (AttributeError, PermissionError):
         pass
     _as_many_files_as_allowed()

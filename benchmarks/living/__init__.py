@@ -1,0 +1,1 @@
+"""What ``live.py`` measures live queries with."""
