@@ -680,8 +680,12 @@ class Feed:
         stale = [query for query in self._stale if query.watchers and not query.fault]
         if stale and not is_broken:
             anew = yield self._thread(self._read_anew, stale)
+            until = perf_counter() + SLICE
             for query, form, rows in anew:
                 yield from self._renew(query, form, rows)
+                if perf_counter() > until:
+                    yield self._turn()
+                    until = perf_counter() + SLICE
 
     def _touch(
         self,

@@ -11,7 +11,7 @@ class Collector:
     """Holds the collector back for one piece of work at a time.
 
     While that goes on the collector would walk what it has made, time after time, and take what lives to its end for
-    lasting; after some of it, all objects there are, which are many. Once the work is done nearly all has gone by itself.
+    lasting; after some of it, all objects there are, which are many. By itself nearly all of it goes with the work.
     """
 
     def __init__(self) -> None:
