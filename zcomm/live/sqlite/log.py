@@ -47,7 +47,7 @@ LEASE, RENEWAL = 30, 10.0
 #: Rows that the log may have that its reader has not read yet: what writes more in one go has everything read anew.
 QUOTA = 100_000
 #: How many changes are told one by one.
-MANY = 10_000
+MANY = 50_000
 #: How many rows of the log are removed in one go.
 SLICE = 5000
 #: Seconds between two looks at whether the triggers are there.
