@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import subprocess
+import tempfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -167,8 +168,8 @@ class PocketBase:
     def held(self, count: int) -> Iterator[Held]:
         """Have ``count`` subscriptions held, each of which concerns one record."""
         with ExitStack() as stack:
-            directory = self._place / f"pocketbase-{self._by}-{id(stack)}"
-            directory.mkdir()
+            # Beside it PocketBase keeps what it has done to its collections, for all who have their data there.
+            directory = Path(tempfile.mkdtemp(dir=self._place)) / "data"
             data = f"--dir={directory}"
             made = [str(self._program), data, "superuser", "upsert", "a@example.org", "password01"]
             subprocess.run(made, check=True, capture_output=True)
