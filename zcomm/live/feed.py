@@ -485,7 +485,8 @@ class Feed:
 
     def _look_hurried(self) -> None:
         self._hurried = None
-        if self._found_at is not None and self._clock.seconds() - self._found_at < LIVELY:
+        is_lively = self._found_at is not None and self._clock.seconds() - self._found_at < LIVELY
+        if is_lively and self._is_watching:
             self._look()
         else:
             self._found_at = None
