@@ -226,7 +226,7 @@ def _text(number: float | None) -> str:
 def main() -> None:
     """Read the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", default=["all"], choices=[*PARTS, "all"], metavar="PART")
+    parser.add_argument("part", nargs="*", default="all", choices=[*PARTS, "all"], metavar="PART")
     parser.add_argument("--servers", default="postgresql,sqlite,pocketbase", help="with commas between them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.5, help="of each measurement")
