@@ -50,6 +50,8 @@ STEP_SECONDS = 0.1
 QUERY_SECONDS, LATE = 0.5, 3
 #: Keys that are read at once, and those of a model beyond which its queries are read anew.
 KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
+#: How many steps are told apart for those whose rows are read meanwhile.
+MOST_PAST = 100
 #: Rows that are made at once.
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
@@ -95,6 +97,17 @@ class _Found:
     forms: dict[str, Form] = field(default_factory=dict)
     members: set[str] = field(default_factory=set)
     known: bool = True
+
+    def absorb(self, later: _Found) -> None:
+        """Be what has changed in this step or in a later one; rows have been let go of."""
+        self.known = self.known and later.known
+        self.members |= later.members
+        for name, keys in later.keys.items():
+            mine = self.keys.setdefault(name, set())
+            if mine is None or keys is None or len(mine) + len(keys) > MAX_KEYS:
+                self.keys[name] = None
+            else:
+                mine |= keys
 
 
 class Feed:
@@ -547,7 +560,7 @@ class Feed:
         try:
             self._number = number
             if self._since or self._joining:
-                self._past.append((number, found))
+                self._remember(number, found)
             if is_unknown or not found.known:
                 found.known = False
                 for watched in self._watched.values():
@@ -559,8 +572,19 @@ class Feed:
                         self._outdate(query)
             yield from self._settle(found, names)
         finally:
+            found.rows, found.forms = {}, {}
             yield self._thread(self._changes.end)
         yield from self._slices(self._listener.step())
+
+    def _remember(self, number: int, found: _Found) -> None:
+        """Keep what a step has found for those whose rows are read meanwhile, however long that takes."""
+        if len(self._past) >= MOST_PAST:
+            _, earlier = self._past.popleft()
+            second, later = self._past.popleft()
+            earlier.absorb(later)
+            # Who was passed by the second alone is told of both, which is harmless.
+            self._past.appendleft((second, earlier))
+        self._past.append((number, found))
 
     def _admit(self) -> Keys:
         """Let queries that were read since the last step take part from now on.
@@ -710,7 +734,7 @@ class Feed:
                 self._outdate(query)
             return
         for key in keys:
-            watched.look_at(key, rows.get(key), touched, unsure)
+            yield from watched.look_at(key, rows.get(key), touched, unsure)
             yield
 
     def _change(self, touched: Touched) -> Iterator[None]:

@@ -243,7 +243,9 @@ def _null(name: str, wanted: bool) -> Test:
 def _equal(name: str, wanted: Any) -> Test:
     def test(row: Row) -> bool | None:
         value = row.compared(name)
-        return None if value is UNKNOWN else bool(value == wanted)
+        if value is UNKNOWN:
+            return False if row.differs(name, wanted) else None
+        return bool(value == wanted)
 
     return test
 
@@ -251,7 +253,9 @@ def _equal(name: str, wanted: Any) -> Test:
 def _not_equal(name: str, wanted: Any) -> Test:
     def test(row: Row) -> bool | None:
         value = row.compared(name)
-        return None if value is UNKNOWN else bool(value != wanted)
+        if value is UNKNOWN:
+            return True if row.differs(name, wanted) else None
+        return bool(value != wanted)
 
     return test
 
@@ -259,7 +263,9 @@ def _not_equal(name: str, wanted: Any) -> Test:
 def _among(name: str, wanted: frozenset[Any]) -> Test:
     def test(row: Row) -> bool | None:
         value = row.compared(name)
-        return None if value is UNKNOWN else value is not None and value in wanted
+        if value is UNKNOWN:
+            return False if all(row.differs(name, each) for each in wanted) else None
+        return value is not None and value in wanted
 
     return test
 
@@ -267,7 +273,9 @@ def _among(name: str, wanted: frozenset[Any]) -> Test:
 def _not_among(name: str, wanted: frozenset[Any]) -> Test:
     def test(row: Row) -> bool | None:
         value = row.compared(name)
-        return None if value is UNKNOWN else value is None or value not in wanted
+        if value is UNKNOWN:
+            return True if all(row.differs(name, each) for each in wanted) else None
+        return value is None or value not in wanted
 
     return test
 

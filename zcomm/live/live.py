@@ -336,8 +336,12 @@ class LiveQueries:
             # It has not been told of a step before this.
             subscriber.notes.pop(name, None)
             subscription.is_behind = True
+        elif subscriber.notes and subscriber.noted + len(note) > EVENT:
+            # To tell it of all in one event would take too long.
+            subscription.is_behind = True
         else:
             subscriber.notes[name] = note
+            subscriber.noted += len(note)
         self._noted[subscriber] = None
 
     def sees(self, models: Collection[str]) -> None:
@@ -424,9 +428,9 @@ class LiveQueries:
             note = b'{"reset":%s,"digest":"%s","sees":"%s"}' % parts
             if notes and size + len(note) > EVENT:
                 subscriber.send(notes)
-                notes, size = {}, 0
-                if subscriber.is_blocked:
-                    return
+                # Each event has a turn of its own.
+                self._reactor.callLater(0, self.catch_up, subscriber)
+                return
             subscription.is_behind = False
             notes[name] = note
             size += len(note)

@@ -54,8 +54,16 @@ def _of_int(raw: Any, shown: Any) -> Any:
 
 
 def _of_text(raw: Any, shown: Any) -> Any:
-    # What is no UTF-8 has been replaced by this character.
-    return raw if type(raw) is str and "\0" not in raw and "\ufffd" not in raw else UNKNOWN
+    return raw if type(raw) is str else UNKNOWN
+
+
+def _of_whole_text(raw: Any, shown: Any) -> Any:
+    return raw if type(raw) is str and _is_whole(raw) else UNKNOWN
+
+
+def _is_whole(text: str) -> bool:
+    # In a text of SQLite's, what is no UTF-8 has been replaced by this character, and some functions end at a NUL.
+    return "\0" not in text and "\ufffd" not in text
 
 
 def _of_float(raw: Any, shown: Any) -> Any:
@@ -92,7 +100,7 @@ def compared_by(field: Field, is_sqlite: bool) -> Meaning | None:
         return None
     if kind == "str":
         if is_sqlite:
-            return _of_text if column.by_code_point else None
+            return _of_whole_text if column.by_code_point else None
         return _of_text if column.exact and column.shown is None and column.compared is None else None
     if kind == "int":
         return _of_int if column.compare is None and column.compared is None else None
@@ -224,6 +232,11 @@ class Row:
             )
         meanings[name] = value
         return value
+
+    def differs(self, name: str, wanted: Any) -> bool:
+        """Whether a value of which only the database knows what it is, is another than ``wanted`` all the same: a text
+        that lacks what is odd about it."""
+        return type(wanted) is str and _is_whole(wanted) and type(self.stored(name)) is str
 
     def entry(self, view: View) -> Entry:
         """The row as ``view`` shows it; made once.

@@ -61,9 +61,10 @@ class Subscriber:
     :ivar queries: its subscriptions, by the names that the client has given them.
     :ivar step: the number of the last event.
     :ivar notes: what it is to be told in this step, by name.
+    :ivar noted: bytes of those, at most.
     """
 
-    __slots__ = ("_home", "asking", "client", "lanes", "notes", "queries", "step", "waiting")
+    __slots__ = ("_home", "asking", "client", "lanes", "noted", "notes", "queries", "step", "waiting")
 
     def __init__(self, home: Any, client: LiveClient):
         self._home = home
@@ -73,6 +74,7 @@ class Subscriber:
         #: How many are asked for and not answered.
         self.asking = 0
         self.notes: dict[str, bytes] = {}
+        self.noted = 0
         #: The commands that others of the same name wait for, by name.
         self.lanes: dict[str, Deferred[None]] = {}
         #: Replies that wait until nothing else does.
@@ -95,7 +97,7 @@ class Subscriber:
     def due(self) -> dict[str, bytes]:
         """Take what is to be told now, by name; a slow client is told all rows once it has caught up, and by then also
         why queries have ended."""
-        notes, self.notes = self.notes, {}
+        notes, self.notes, self.noted = self.notes, {}, 0
         if not self.is_blocked:
             return notes
         for name, note in notes.items():

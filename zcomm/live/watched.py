@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from zcomm.data.models import Model
@@ -18,6 +19,8 @@ Touched = dict[Query, dict[Key, "Row | None"]]
 
 #: How many pairs of fields and an order are remembered.
 MAX_VIEWS = 1000
+#: How many queries are looked at for a row at once.
+QUERIES_AT_ONCE = 200
 
 
 class Watched:
@@ -128,8 +131,8 @@ class Watched:
         for key in query.came:
             self._keep(key, query)
 
-    def look_at(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> None:
-        """Find the queries that a changed row may concern.
+    def look_at(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> Iterator[None]:
+        """Find the queries that a changed row may concern, in slices.
 
         :param row: ``None`` where it is not there any more.
         :param touched: takes of each query the row, or ``None`` where it does not match any more.
@@ -140,24 +143,32 @@ class Watched:
             for query in keeping:
                 _take(touched, query, key, None)
             return
-        found = []
+        found: set[Query] = set()
+        looked = 0
         for name, table in self._equal.items():
             value = row.compared(name)
-            if value is UNKNOWN:
-                for query in dict.fromkeys(query for queries in table.values() for query in queries):
-                    if query.test(row) is not False:
-                        found.append(query)
-                        _take(unsure, query, key, row)
-                continue
-            for query in table.get(value, ()):
-                verdict = query.test(row)
-                if verdict is not False:
-                    found.append(query)
-                    _take(touched if verdict else unsure, query, key, row)
+            is_known = value is not UNKNOWN
+            for wanted, queries in ((value, table.get(value, ())),) if is_known else table.items():
+                looked += 1
+                if looked % QUERIES_AT_ONCE == 0:
+                    yield
+                if not is_known and row.differs(name, wanted):
+                    continue
+                for query in queries:
+                    looked += 1
+                    if looked % QUERIES_AT_ONCE == 0:
+                        yield
+                    verdict = query.test(row)
+                    if verdict is not False:
+                        found.add(query)
+                        _take(touched if verdict and is_known else unsure, query, key, row)
         for query in self._others:
+            looked += 1
+            if looked % QUERIES_AT_ONCE == 0:
+                yield
             verdict = query.test(row)
             if verdict is not False:
-                found.append(query)
+                found.add(query)
                 _take(touched if verdict else unsure, query, key, row)
         for query in keeping:
             if query not in found:

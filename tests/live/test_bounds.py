@@ -1,0 +1,169 @@
+"""What one client may cost all others: long events, long reads, values that only the database knows, many queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_twisted
+from support.liverows import Rows, ask, events, write
+from support.postgres import Cluster
+from support.served import Served
+from support.waiting import wait_until
+
+from zcomm.data.models import Column
+from zcomm.data.requests import parse_command
+from zcomm.data.schema import load_schema
+from zcomm.live import feed as feeds
+from zcomm.live.feed import Feed
+from zcomm.live.live import EVENT
+from zcomm.live.log import KeyForm
+from zcomm.live.query import Query
+from zcomm.live.requests import question_of
+from zcomm.live.rows import Form, Row
+from zcomm.live.watched import QUERIES_AT_ONCE, Touched, Watched
+
+SCHEMA = """
+Notes:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  owner: {type: str}
+  text: {type: str}
+Parts:
+  _model: {live: true}
+  id: {type: int, pk: true}
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    server = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",), "database": url}).start()
+    yield server
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_step_with_much_to_tell_is_told_in_several_events(served: Served, url: str):
+    """None of them is longer than it may be, but for the rows of one query; all rows are there in the end."""
+    admin = await served.client()
+    text = "x" * 5000
+    values = ", ".join(f"({number}, 'ann', '{text}')" for number in range(100))
+    write(url, f"""INSERT INTO "Notes" (id, owner, text) VALUES {values}""")
+    many = [await Rows(admin, f"q{number}").ask("Notes", where={"id__lt": 1000 + number}) for number in range(12)]
+    few = await Rows(admin, "few").ask("Notes", where={"id": 7})
+    seen = len(events(admin))
+    write(url, """UPDATE "Notes" SET text = text || '!'""")
+    for rows in (*many, few):
+        await rows.until(lambda rows: all(row["text"] == text + "!" for row in rows))
+    sizes = [len(json.dumps(event)) for event in events(admin)[seen:]]
+    assert len(sizes) >= 5 and max(sizes) < EVENT + 1000, sizes
+    write(url, """UPDATE "Notes" SET text = '' WHERE id = 7""")
+    for rows in (*many, few):
+        await rows.until(lambda rows: any(row["text"] == "" for row in rows))
+    last = events(admin)[-1]["queries"]
+    assert len(last) == 13 and not any("reset" in made for made in last.values())
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_read_keeps_no_rows_of_the_steps_meanwhile(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Only which have changed, of so many steps as may be, and whoever waited has what was changed."""
+    monkeypatch.setattr(feeds, "MOST_PAST", 3)
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
+    served = await Served(tmp_path, config=config).start()
+    feed: Feed = served.comm.zcli.live.feed
+    try:
+        admin, other = await served.client(), await served.client()
+        everything = await Rows(admin, "q").ask("Notes")
+        with psycopg.connect(postgresql_url) as session:
+            session.execute('LOCK TABLE "Parts"')
+            other.send_json({"zKey": "zLive", "zHorizontal": {"query": "p", "model": "Parts"}, "_requestId": 1})
+            await wait_until(lambda: feed._since, "a read that waits")
+            for number in range(8):
+                write(postgresql_url, f"""INSERT INTO "Notes" (id, text) VALUES ({number}, 'a')""")
+                await everything.until(lambda rows, most=number: len(rows) == most + 1)
+            await wait_until(lambda: not feed.is_running, "the end of a step")
+            assert 0 < len(feed._past) <= 3
+            assert {key for _, found in feed._past for key in found.keys.get("Notes") or ()} >= set(range(4, 8))
+            assert not any(found.rows for _, found in feed._past)
+        assert (await other.next_json())["result"]["rows"] == []
+        await wait_until(lambda: not feed._past, "nobody who waits")
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+def watched(is_sqlite: bool) -> Watched:
+    found = load_schema(SCHEMA, "test").models["Notes"]
+    column = Column(by_code_point=True)
+    model = replace(found, fields={name: replace(each, column=column) for name, each in found.fields.items()})
+    return Watched(model, KeyForm(("id",), "", list), is_sqlite)
+
+
+def add(home: Watched, **asked: object) -> Query:
+    question, plan = question_of(parse_command({"action": "read", "model": "Notes", **asked}), home.model, {})
+    query = Query(question, plan, home.model, home.view(question), home.is_sqlite)
+    query.fill([])
+    home.add(query)
+    return query
+
+
+@pytest.mark.parametrize("text", ["\ufffd", "a\0b"])
+def test_only_those_who_ask_for_an_odd_text_have_the_database_asked(text: str):
+    """A text of SQLite's that is no UTF-8, or that has a NUL, is none of those that are; it may be another odd one."""
+    home = watched(True)
+    plain = [add(home, where={"owner": f"o{number}", "text": "a"}) for number in range(10)]
+    odd = add(home, where={"owner__in": ["o1", "\ufffd"]})
+    others = [add(home, where={"text": "a", "owner__ne": "o1"}), add(home, where={"owner__not_in": ["o1", "o2"]})]
+    touched: Touched = {}
+    unsure: Touched = {}
+    form = Form(home.model, ("id", "owner", "text"), ("owner", "text"), True)
+    list(home.look_at(1, Row(form, (1, text, "a", text, "a", 1)), touched, unsure))
+    assert set(unsure) == {odd} and set(touched) == set(others)
+    assert not any(query in touched for query in plain)
+
+
+@pytest.mark.parametrize("text", ["o7", "\ufffd"])
+def test_many_queries_are_looked_at_in_slices(text: str):
+    """For one row as well, so that the reactor has its turns."""
+    home = watched(True)
+    for number in range(3 * QUERIES_AT_ONCE):
+        add(home, where={"owner": f"o{number}"})
+        add(home, where={"id__gt": number})
+    form = Form(home.model, ("id", "owner"), ("owner",), True)
+    touched: Touched = {}
+    assert len(list(home.look_at(1, Row(form, (1, text, text, 1)), touched, {}))) >= 3
+    assert len(touched) == 1 + (text == "o7")
+    everything = home.look_at(1, None, touched, {})
+    assert list(everything) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_odd_text_is_as_a_read_has_it(served: Served, url: str):
+    """Whichever: those of SQLite that are no UTF-8, or have a NUL, and the character that stands for what is none."""
+    admin = await served.client()
+    whole = await Rows(admin, "all").ask("Notes", order_by="id")
+    wheres = (
+        {"owner": "\ufffd"},
+        {"owner__ne": "a"},
+        {"owner__in": ["a", "\ufffd"]},
+        {"owner__not_in": ["\ufffd", "b"]},
+    )
+    found = [await Rows(admin, f"q{number}").ask("Notes", where=where) for number, where in enumerate(wheres)]
+    odd = ["'\ufffd'", "'a'", "'\ufffd\ufffd'"]
+    odd += ["CAST(X'FF' AS TEXT)", "CAST(X'610062' AS TEXT)", "X'61'"] if url.startswith("sqlite") else []
+    for number, value in enumerate(odd):
+        write(url, f"""INSERT INTO "Notes" (id, owner) VALUES ({number}, {value})""")
+    await whole.until(lambda rows: len(rows) == len(odd))
+    for where, rows in zip(wheres, found, strict=True):
+        ids = [row["id"] for row in await ask(admin, "read_Notes", {"where": where})]
+        await rows.until(lambda rows, ids=ids: [row["id"] for row in rows] == ids)
+    await served.stands()
