@@ -16,9 +16,11 @@ from zcomm.data.models import Column, Model
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.live.differences import Difference, difference
+from zcomm.live.log import KeyForm
 from zcomm.live.query import Query
 from zcomm.live.requests import question_of
 from zcomm.live.rows import Entry, Form, Row, View
+from zcomm.live.watched import QUERIES_AT_ONCE, Watched
 
 SCHEMA = """
 Orders:
@@ -244,3 +246,40 @@ def test_as_few_rows_are_told_as_there_can_be(seed: int):
     )
     assert len(made.set) == len(after) - longest
     assert {entry.key for entry in made.gone} == {entry.key for entry in before} - {entry.key for entry in after}
+
+
+class Compared(Query):
+    """A query that counts how often it is compared with others."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return self is other
+
+    __hash__ = Query.__hash__
+
+
+def test_many_queries_that_keep_one_row_cost_no_more_than_each_by_itself():
+    """None is looked for among all others, and a row that concerns all of them is looked at in slices."""
+    table = Table(random.Random(1), {"where": {"status__in": ["new"]}})
+    table.rows = {1: {"id": 1, "status": "new", "total": 5, "note": None}}
+    row = table.row(1)
+    assert row is not None
+    watched = Watched(table.model, KeyForm(("id",), "", list), False)
+    queries = []
+    for number in range(2 * QUERIES_AT_ONCE):
+        asked = parse_command({"action": "read", "model": "Orders", "where": {"total__gt": number - 9}})
+        question, plan = question_of(asked, table.model, {})
+        queries.append(Compared(question, plan, table.model, table.view, False))
+        queries[-1].fill([row.entry(table.view)])
+        watched.add(queries[-1])
+    Compared.times = 0
+    touched: dict[Query, dict[Any, Row | None]] = {}
+    slices = sum(1 for _ in watched.look_at(1, row, touched, {}))
+    assert [touched[query] for query in queries] == [{1: row}] * 14 + [{1: None}] * (len(queries) - 14)
+    assert slices >= 4
+    for query in queries:
+        watched.remove(query)
+    assert not watched._keeping
+    assert Compared.times < len(queries)

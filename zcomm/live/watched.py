@@ -19,6 +19,8 @@ Touched = dict[Query, dict[Key, "Row | None"]]
 
 #: How many pairs of fields and an order are remembered.
 MAX_VIEWS = 1000
+#: How many queries that keep one row are in a tuple, which takes little; of more none is looked for among all others.
+FEW = 8
 #: How many queries are looked at for a row at once.
 QUERIES_AT_ONCE = 200
 
@@ -42,7 +44,7 @@ class Watched:
         #: All others.
         self._others: dict[Query, None] = {}
         #: By key, the queries that keep the row.
-        self._keeping: dict[Key, tuple[Query, ...]] = {}
+        self._keeping: dict[Key, tuple[Query, ...] | dict[Query, None]] = {}
         self._form: Form | None = None
         self._views: dict[tuple[Any, ...], View] = {}
         #: The models by whose rows those of queries are in reach, with how many queries that is.
@@ -115,14 +117,22 @@ class Watched:
             self._form = None
 
     def _keep(self, key: Key, query: Query) -> None:
-        self._keeping[key] = (*self._keeping.get(key, ()), query)
+        keeping = self._keeping.get(key, ())
+        if isinstance(keeping, dict):
+            keeping[query] = None
+        elif len(keeping) < FEW:
+            self._keeping[key] = (*keeping, query)
+        else:
+            self._keeping[key] = dict.fromkeys((*keeping, query))
 
     def _leave(self, key: Key, query: Query) -> None:
-        left = tuple(each for each in self._keeping.get(key, ()) if each is not query)
-        if left:
-            self._keeping[key] = left
+        keeping = self._keeping.get(key, ())
+        if isinstance(keeping, dict):
+            keeping.pop(query, None)
         else:
-            self._keeping.pop(key, None)
+            keeping = self._keeping[key] = tuple(each for each in keeping if each is not query)
+        if not keeping:
+            del self._keeping[key]
 
     def follow(self, query: Query) -> None:
         """Take note of the rows that a query keeps since it was changed last, and of those that it does not."""
@@ -139,12 +149,15 @@ class Watched:
         :param unsure: takes the row of each query of which only the database can tell whether it matches.
         """
         keeping = self._keeping.get(key, ())
+        looked = 0
         if row is None:
             for query in keeping:
+                looked += 1
+                if looked % QUERIES_AT_ONCE == 0:
+                    yield
                 _take(touched, query, key, None)
             return
         found: set[Query] = set()
-        looked = 0
         for name, table in self._equal.items():
             value = row.compared(name)
             is_known = value is not UNKNOWN
@@ -171,6 +184,9 @@ class Watched:
                 found.add(query)
                 _take(touched if verdict else unsure, query, key, row)
         for query in keeping:
+            looked += 1
+            if looked % QUERIES_AT_ONCE == 0:
+                yield
             if query not in found:
                 _take(touched, query, key, None)
 
