@@ -20,8 +20,8 @@ __all__ = ["measure"]
 ROWS = 10_000
 #: Queries that are held while it is watched.
 QUERIES = 100
-#: How many short rounds of single statements there are for each round of commits.
-MANY = 15
+#: How many short rounds there are for each one, of single statements and of commits: a disk is now fast, now slow.
+MANY, FEW = 15, 3
 VARIANTS = ("plain", "not watched", "watched")
 _SCRIPT = f"\\set id random(0, {ROWS - 1})\nUPDATE {TABLE} SET stamp = (random() * 1000000000)::int WHERE id = :id;\n"
 
@@ -75,7 +75,7 @@ def measure(rounds: int, seconds: float, note: Any) -> None:
         for _ in range(MANY * rounds):
             for variant, database in files.items():
                 note("SQLite, a statement", variant, _in_one(database, 1000))
-        for _ in range(rounds):
+        for _ in range(FEW * rounds):
             for variant, database in files.items():
                 note("SQLite, commits/s with fsync, 1 writer", variant, {"rate": _each_synced(database, seconds)})
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def measure(rounds: int, seconds: float, note: Any) -> None:
         for _ in range(MANY * rounds):
             for variant, session in sessions.items():
                 note("PostgreSQL, a statement", variant, _each(session, 300))
-        for _ in range(rounds):
+        for _ in range(FEW * rounds):
             for writers in (1, 32):
                 for variant, database in servers_of.items():
                     rate = _pgbench(database, place / "update.sql", writers, round(seconds))
