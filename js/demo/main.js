@@ -6,7 +6,8 @@ import { describe } from './description.js';
 import './feed.js';
 import { loadHealth } from './health.js';
 import { ask } from './prompts.js';
-import { loadRows, offerModels } from './rows.js';
+import { review } from './record.js';
+import { follow, offerModels } from './rows.js';
 
 answerWith(ask);
 
@@ -17,7 +18,8 @@ on('open', async () => {
   enter();
   offerModels();
   offerExamples();
-  await loadRows();
+  follow();
+  review();
   measure();
 });
 

@@ -303,11 +303,12 @@ function typedValues({ dialog }) {
   }
 }
 
-/** Look whether the row of an open dialog is still as it is shown, and tell if it is not. */
-export async function review() {
+/** Look whether the row of an open dialog is still as it is shown, and tell if it is not; `concerns(where)` says whether
+ * there is a reason to. */
+export async function review(concerns = () => true) {
   const mine = open;
   const idle = () => isShown(mine) && !mine.busy && mine.now === null;
-  if (mine === null || mine.row === null || !idle()) return;
+  if (mine === null || mine.row === null || !idle() || !concerns(mine.where)) return;
   const tell = (text) => idle() && showError($(`${mine.dialog}-error`), withDoubt(mine, text));
   try {
     await stillThere(mine);

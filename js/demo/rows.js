@@ -1,29 +1,26 @@
-/** The table: the rows of one model, searched, sorted, and read anew when somebody else changes them. */
+/** The table: the rows of one model, searched, sorted, and kept live by the server, whoever changes them. */
+import { dropRows, showRows } from './body.js';
 import { client, on } from './connection.js';
 import { description } from './description.js';
 import { $, allow, counted, make, showError, words } from './dom.js';
 import { shown as fieldsToShow } from './fields.js';
 import { openRecord, openRemoval, review } from './record.js';
-import { cell, hasOrder, hideTable, shareWidth, showHead } from './table.js';
+import { cell, hasOrder, hideTable, recast, shareWidth, showHead } from './table.js';
 import { own, parse, stringify } from './values.js';
 import { onForget } from './visitor.js';
 
-/* Milliseconds between two readings that others cause. */
-const AGAIN = 250;
 /* On a phone each row takes the place of four. */
 const PAGE_SIZE = matchMedia('(max-width: 640px)').matches ? 10 : 50;
+/* Rows that a live query may have. */
+const MOST = 1000;
 
 let model = '';
-let shown = [];
-let known = new Map(); // key -> the row as JSON, to see which ones changed
+let rows = [];
 let order = '';
-let fieldsThen = ''; // the model's fields when it was chosen, as JSON
-let old = true; // whether the rows are none yet, or of an earlier connection
+let describedThen = ''; // what the server told of the model when it was chosen, as JSON
 let limit = PAGE_SIZE;
-let loads = 0;
-let soon = null; // the timer of the next reading
-let reading = 0; // readings under way
-let began = 0; // when the last one did
+let query = null; // what is followed: {client, asks, live, isRead}; `asks` is all that it asks, as JSON
+let look = null; // how the rows look, for body.js
 
 const described = () => own(description.models, model);
 const fields = () => described()?.fields ?? {};
@@ -46,11 +43,9 @@ function where(row) {
 }
 const keyOf = (row) => stringify(where(row) ?? row);
 
-/** Read the rows and show them. */
-export async function loadRows() {
-  forgetNext();
+/** Follow the rows that are asked for. Those that are shown stay until they come. */
+export function follow() {
   if (model === '' || !client?.connected) return;
-  const load = (loads += 1);
   if (!may('read')) {
     clearRows('You may not read this model.');
     return;
@@ -59,33 +54,82 @@ export async function loadRows() {
   try {
     filters = readFilter();
   } catch (error) {
-    failed(`This is not a filter: ${words(error)}`);
+    showFilterError(`This is not a filter: ${words(error)}`);
     return;
   }
-  began = performance.now();
-  reading += 1;
+  const options = { order_by: order || undefined, limit: Math.min(limit + 1, MOST) };
+  const asks = stringify([model, filters, options]);
+  if (query?.client === client && query.asks === asks && query.live.status !== 'error') return;
+  leave();
+  const mine = { client, asks, live: client.live(model, filters, options), isRead: false };
+  const read = () => mine.client.read(model, filters, options);
+  query = mine;
+  mine.live.subscribe((found, change) => {
+    if (query === mine) hear(mine, found, change, read);
+  });
+}
+
+function followAnew() {
+  leave();
+  follow();
+}
+
+function leave() {
+  query?.live.stop();
+  query = null;
+}
+
+/** Show what has become of the query. What cannot be kept live is read, this once. */
+function hear(mine, found, change, read) {
+  const { error, status } = mine.live;
+  if (change.kind !== 'same') {
+    take(found, change.kind === 'change' ? [...change.added, ...change.changed.map(({ row }) => row)] : found);
+    const { removed, changed } = change;
+    const touched = (key) => [...removed, ...changed.map(({ row }) => row)].some((row) => keyOf(row) === key);
+    review((where_) => touched(stringify(where_)));
+  }
+  showState();
+  if (change.kind === 'initial') $('rows-found').textContent = countOf(found);
+  if (error !== null && ['error', 'loading'].includes(status)) readOnce(mine, read);
+}
+
+async function readOnce(mine, read) {
+  const isAsked = () => query === mine && ['error', 'loading'].includes(mine.live.status);
   try {
-    const found = await client.read(model, filters, { order_by: order || undefined, limit: limit + 1 });
-    if (load !== loads) return; // a newer one is under way
-    showFilterError(null);
-    show(found);
+    const found = await read();
+    if (!isAsked()) return;
+    mine.isRead = true;
+    take(found, found);
+    showState();
     review();
   } catch (error) {
-    if (load === loads && client.connected) failed(words(error));
-  } finally {
-    reading -= 1;
+    if (!isAsked() || !mine.client.connected) return;
+    if (mine.live.status === 'error') clearRows('The rows cannot be read.');
+    showFilterError(words(error));
   }
 }
 
-function forgetNext() {
-  clearTimeout(soon);
-  soon = null;
-}
-
-/** Say why there are no rows to show. Those of an earlier connection may be of another server, and go. */
-function failed(text) {
-  showFilterError(text);
-  if (old) clearRows('The rows cannot be read.');
+/** Whether the rows are those of now, and why not. */
+function showState() {
+  const { live = null } = query ?? {};
+  const isAway = !client?.connected;
+  const isOwn = live?.status === 'live' && live.sees === 'own';
+  const reason = live?.error ? words(live.error) : '';
+  const state = live === null || (isAway && rows.length === 0) ? '' : reason ? 'error' : isAway ? 'stale' : live.status;
+  const text = {
+    '': '',
+    loading: 'Reading',
+    live: isOwn ? 'Live, but for what other programs write' : 'Live',
+    stale: isAway ? 'Not live: the connection is away' : 'Reading',
+    error: `${query?.isRead ? 'Read once, not live' : 'Not live'}: ${reason}`,
+  }[state];
+  if (state) $('rows-state').dataset.state = state;
+  else delete $('rows-state').dataset.state;
+  if ($('rows-state-text').textContent !== text) {
+    $('rows-state-text').textContent = text;
+    $('rows-found').textContent = '';
+  }
+  $('again').hidden = !isOwn && state !== 'error';
 }
 
 /** Plain words are searched in all texts; what begins with { is a filter. */
@@ -104,37 +148,63 @@ function showFilterError(text) {
   $('filter').setAttribute('aria-invalid', String(Boolean(text)));
 }
 
-function show(found) {
-  const more = found.length > limit;
-  shown = found.slice(0, limit);
-  old = false;
-  const [names, typeOf, title] = [columns(), types(), titleField()];
-  showHead(model, names, typeOf, order, sort);
-  const before = known;
-  known = new Map(shown.map((row) => [keyOf(row), stringify(row)]));
-  const focused = document.activeElement?.dataset?.focus;
-  $('rows-body').replaceChildren(
-    ...shown.map((row) => {
-      const fresh = before.size > 0 && before.get(keyOf(row)) !== known.get(keyOf(row));
-      const cells = names.map((name) => cell(name, typeOf.get(name), own(row, name), name === title));
-      return make('tr', { role: 'row', className: fresh ? 'fresh' : '' }, ...cells, actions(row));
-    }),
-  );
-  shareWidth(names, typeOf, shown);
-  $('rows-body').hidden = shown.length === 0;
-  if (focused) focusOn(focused);
-  $('rows-count').textContent = more ? `first ${limit}` : counted(shown.length, 'row', 'rows');
-  $('more').hidden = !more;
-  $('rows-empty').hidden = shown.length > 0;
+/** Show these rows, of which `fresh` were not there before, or not so. */
+function take(found, fresh) {
+  rows = found;
+  showFilterError(null);
+  const names = columns();
+  showHead(model, names, types(), order, sort);
+  shareWidth(names, fresh);
+  if (look === null || look.names.join() !== names.join()) look = lookOf(names);
+  $('rows').ariaRowCount = String(Math.min(limit, found.length) + 1);
+  showRows(found.length > limit ? found.slice(0, limit) : found, look);
+}
+
+/** How rows with these fields look; see body.js. */
+function lookOf(names) {
+  const [typeOf, title, ends] = [types(), titleField(), new WeakMap()];
+  const cellOf = (name, row) => cell(name, typeOf.get(name), own(row, name), name === title);
+  return {
+    names,
+    keyOf,
+    focusOn,
+    drawn: showCount,
+    make(row) {
+      const tr = make('tr', { role: 'row' }, ...names.map((name) => cellOf(name, row)));
+      ends.set(tr, actions(row));
+      tr.append(ends.get(tr).element);
+      return tr;
+    },
+    renew(tr, row, before) {
+      const changed = names.filter((name) => !isSame(own(before, name), own(row, name)));
+      for (const name of changed) recast(tr.cells[names.indexOf(name)], cellOf(name, row));
+      ends.get(tr).become(row);
+      return changed.length > 0;
+    },
+  };
+}
+
+const isSame = (one, other) => one === other || stringify(one) === stringify(other);
+
+const countOf = (found) =>
+  found.length > limit || found.length === MOST
+    ? `first ${Math.min(limit, MOST).toLocaleString()}`
+    : counted(found.length, 'row', 'rows');
+
+function showCount() {
+  const count = countOf(rows);
+  if ($('rows-count').textContent !== count) $('rows-count').textContent = count;
+  $('more').hidden = rows.length <= limit;
+  $('rows-empty').hidden = rows.length > 0;
   $('rows-empty').textContent = $('filter').value.trim() ? 'No row matches.' : 'No rows yet. Create the first one.';
 }
 
-/** Take the rows away and say why there are none. */
+/** Follow nothing, take the rows away and say why there are none. */
 function clearRows(reason) {
-  [shown, known] = [[], new Map()];
-  loads += 1;
-  $('rows-body').replaceChildren();
-  $('rows-body').hidden = true;
+  leave();
+  [rows, look] = [[], null];
+  dropRows();
+  showState();
   $('rows-count').textContent = '';
   $('more').hidden = true;
   $('rows-empty').hidden = false;
@@ -144,13 +214,13 @@ function clearRows(reason) {
 /** Give the focus to the button with this mark, or where the rows begin when it is gone. */
 function focusOn(mark) {
   const button = document.querySelector(`[data-focus="${CSS.escape(mark)}"]:enabled`);
-  (button ?? $('rows-title')).focus();
+  (button ?? $('rows-title')).focus({ preventScroll: button === null });
 }
 
 /** Names and numbers first, then switches, then what the server made. */
 function columns() {
   const names = fieldsToShow(fields());
-  if (names.length === 0) return [...new Set(shown.flatMap((row) => Object.keys(row)))];
+  if (names.length === 0) return [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const place = (name) => (fields()[name].pk ? 0 : fields()[name].made ? 3 : fields()[name].type === 'bool' ? 2 : 1);
   return names.sort((a, b) => place(a) - place(b));
 }
@@ -169,27 +239,30 @@ function nameOf(row, title = titleField() ?? 'name', key = keys()) {
   return values.length > 0 ? values.map(String).join(' ') : 'a row without a key';
 }
 
-function actions(row) {
+/** The cell with the buttons of a row: {element, become(row)}. */
+function actions(first) {
+  let row = first;
+  let name = nameOf(row);
   const filter = where(row);
-  const name = nameOf(row);
   const button = (text, allowed, act) => {
     const focus = `${text} ${keyOf(row)}`;
-    const made = make(
-      'button',
-      { type: 'button', className: 'plain', 'aria-label': `${text} ${name}`, 'data-focus': focus, 'data-online': '' },
-      text,
-    );
+    const made = make('button', { type: 'button', className: 'plain', 'data-focus': focus, 'data-online': '' }, text);
+    made.ariaLabel = `${text} ${name}`;
     allow(made, allowed && filter !== null);
     if (filter === null) made.title = 'No key tells this row from the others.';
     made.addEventListener('click', () => act({ ...opening(row), where: filter, focus: () => focusOn(focus) }));
     return made;
   };
-  return make(
-    'td',
-    { role: 'cell', className: 'row-actions' },
-    button('Edit', may('update'), openRecord),
-    button('Delete', may('delete'), openRemoval),
-  );
+  const buttons = [button('Edit', may('update'), openRecord), button('Delete', may('delete'), openRemoval)];
+  return {
+    element: make('td', { role: 'cell', className: 'row-actions' }, ...buttons),
+    become(now) {
+      row = now;
+      if (name === nameOf(row)) return;
+      name = nameOf(row);
+      for (const each of buttons) each.ariaLabel = `${each.textContent} ${name}`;
+    },
+  };
 }
 
 /** What the dialogs have to know of a row, or of a new one. */
@@ -202,20 +275,20 @@ function opening(row) {
     title,
     nameOf: (other) => nameOf(other, title, key),
     upsert: may('create') && may('update'),
-    done: loadRows,
+    done: follow,
   };
 }
 
 function sort(by) {
   order = by;
   showHead(model, columns(), types(), order, sort);
-  loadRows();
+  follow();
 }
 
 /** Go to the model called `name`; to none with ''. */
 function choose(name) {
-  [model, limit, old] = [name, PAGE_SIZE, true];
-  fieldsThen = stringify(fields());
+  [model, limit] = [name, PAGE_SIZE];
+  describedThen = stringify(described());
   const names = Object.keys(fields());
   const ordered = names.filter((field) => hasOrder(fields()[field].type));
   const key = ordered.find((field) => fields()[field].pk) ?? ordered[0];
@@ -241,32 +314,15 @@ export function offerModels() {
     if (model !== $('model-typed').value.trim()) choose('');
     if (model === '') clearRows('This server tells of no models that you may use.');
   } else if (!models.includes(model)) choose(models.includes('Users') ? 'Users' : models[0]);
-  else if (stringify(fields()) !== fieldsThen) choose(model);
+  else if (stringify(described()) !== describedThen) choose(model);
   else showHead(model, columns(), types(), order, sort);
   $('model').value = model;
   allow($('new-row'), may('create'));
 }
 
-/** Read anew, when the last answer is there. */
-function readAnew() {
-  soon = null;
-  if (reading > 0) soon = setTimeout(readAnew, AGAIN);
-  else loadRows();
-}
-
-/** Somebody else changed something, or more than is told (`many`): read anew, once for a burst, and now and then while
-    it goes on. */
-on('broadcast', (message) => {
-  const [, changed] = /^(?:create|update|delete|upsert)_(.+)$/.exec(message?.zKey ?? '') ?? [];
-  if (changed === model) soon ??= setTimeout(readAnew, Math.max(80, began + AGAIN - performance.now()));
-});
-
 on('state', ({ state }) => {
-  if (state === 'connected') return;
-  old = true;
-  forgetNext();
-  loads += 1;
-  if (shown.length === 0) $('rows-empty').textContent = 'Not connected.';
+  if (state !== 'connected' && rows.length === 0) $('rows-empty').textContent = 'Not connected.';
+  showState();
 });
 
 $('new-row').addEventListener('click', () =>
@@ -279,30 +335,30 @@ $('filter').addEventListener('input', () => {
   limit = PAGE_SIZE;
   // A filter that is being typed is no JSON yet; plain words are looked for at once.
   if ($('filter').value.trim().startsWith('{')) return;
-  typing = setTimeout(loadRows, 150);
+  typing = setTimeout(follow, 150);
 });
 $('filter-form').addEventListener('submit', (event) => {
   event.preventDefault();
   clearTimeout(typing);
-  loadRows();
+  follow();
 });
 $('sort').addEventListener('change', () => sort($('sort').value));
+$('again').addEventListener('click', followAnew);
 $('more').addEventListener('click', () => {
-  limit += PAGE_SIZE;
-  loadRows();
+  limit = Math.min(2 * limit, MOST);
+  follow();
 });
 $('model').addEventListener('change', () => {
   choose($('model').value);
-  loadRows();
+  follow();
 });
 $('model-form').addEventListener('submit', (event) => {
   event.preventDefault();
   choose($('model-typed').value.trim());
-  loadRows();
+  follow();
 });
 
 onForget(() => {
-  forgetNext();
   clearTimeout(typing);
   $('model').replaceChildren();
   $('model-label').hidden = true;

@@ -9,11 +9,14 @@ const LONG = 500;
 /* Characters that a column of texts counts for when the width is shared. */
 const [LEAST, MOST] = [8, 40];
 
+let longest = []; // text of each column, in characters, since the head was made
+
 /** Show the columns, of which `types` are known, and the order; `sort` is called with another order, such as 'name DESC'. */
 export function showHead(model, columns, types, order, sort) {
   const wanted = `${model} ${columns.join()} ${order}`;
   if ($('rows-head').dataset.shown === wanted) return;
   $('rows-head').dataset.shown = wanted;
+  longest = columns.map((name) => (cellKind(types.get(name)) === 'text' ? LEAST : 0));
   const [ordered, direction = 'ASC'] = order.split(' ');
   const heads = columns.map((name) => {
     const about = { role: 'columnheader', scope: 'col', className: cellKind(types.get(name)), 'data-field': name };
@@ -28,6 +31,7 @@ export function showHead(model, columns, types, order, sort) {
   });
   const last = make('th', { role: 'columnheader', scope: 'col' }, make('span', { className: 'hidden' }, 'Actions'));
   $('rows-head').replaceChildren(make('tr', { role: 'row' }, ...heads, last));
+  setWidths();
   $('rows').hidden = false;
   $('sort').replaceChildren(
     ...columns
@@ -40,24 +44,28 @@ export function showHead(model, columns, types, order, sort) {
   $('sort').value = order;
 }
 
-/** Share the width among the columns of texts by the longest of each; all others take what they need. */
-export function shareWidth(columns, types, rows) {
-  const longest = columns.map((name) =>
-    cellKind(types.get(name)) === 'text'
-      ? Math.max(...rows.map((row) => Math.min(MOST, Math.max(LEAST, written(own(row, name)).length))), LEAST)
-      : 0,
-  );
+/** Share the width among the columns of texts by the longest of each, now that `rows` have come; all others take what they
+ * need. A column does not become narrower while one looks at it. */
+export function shareWidth(columns, rows) {
+  const before = longest;
+  longest = columns.map((name, n) => {
+    if (before[n] === 0 || before[n] === MOST) return before[n];
+    return rows.reduce((most, row) => Math.max(most, Math.min(MOST, written(own(row, name)).length)), before[n]);
+  });
+  if (longest.some((length, n) => length !== before[n])) setWidths();
+}
+
+function setWidths() {
   const all = longest.reduce((sum, length) => sum + length, 0);
-  for (const [n, cell] of [...$('rows-head').rows[0].cells].entries()) {
-    cell.style.width = longest[n] ? `${(100 * longest[n]) / all}%` : '';
-  }
+  const { cells } = $('rows-head').rows[0];
+  for (const [n, length] of longest.entries()) cells[n].style.width = length ? `${(100 * length) / all}%` : '';
 }
 
 /** Take away the table and its order. */
 export function hideTable() {
   $('rows').hidden = true;
   delete $('rows-head').dataset.shown;
-  for (const part of ['rows-head', 'rows-body', 'sort']) $(part).replaceChildren();
+  for (const part of ['rows-head', 'sort']) $(part).replaceChildren();
 }
 
 /** Whether rows can be sorted by a field of this type. */
@@ -89,6 +97,17 @@ export function cell(name, type, value, title = false) {
   const text = written(value);
   const brief = text.length > LONG ? `${[...text.slice(0, LONG)].slice(0, -1).join('')}…` : text;
   return made(cellKind(type), make('span', { title: brief === text ? text : '' }, brief));
+}
+
+/** Have a cell show what `fresh` does, in its own elements where they are alike: that is half the work for a browser. */
+export function recast(old, fresh) {
+  const [shown, wanted] = [old.firstChild, fresh.firstChild];
+  if (old.className !== fresh.className || shown.nodeName !== wanted.nodeName) {
+    old.replaceWith(fresh);
+    return;
+  }
+  for (const { name, value } of wanted.attributes ?? []) shown.setAttribute(name, value);
+  (shown.firstChild ?? shown).data = wanted.textContent;
 }
 
 /** A value as the text of a cell. */

@@ -104,6 +104,11 @@ def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
     run_in_chromium("contact.test.mjs", tmp_path, nginx=nginx, port=free_port, database=str(database))
 
 
+def test_live_rows_of_the_demo_page(tmp_path: Path) -> None:
+    """Rows that another program writes: they enter, move, leave, a thousand at once, and over a restart of the server."""
+    run_in_chromium("live.test.mjs", tmp_path)
+
+
 def test_chat_of_the_demo_page(tmp_path: Path) -> None:
     """Who is there, who types, what was missed, what is gone after a restart, and what the server refuses."""
     run_in_chromium("chat.test.mjs", tmp_path)

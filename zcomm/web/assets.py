@@ -15,6 +15,7 @@ __all__ = ["ASSETS", "asset", "client_directory"]
 
 _SCRIPT = "text/javascript"
 _DEMO_SCRIPTS = (
+    "body",
     "chat",
     "commands",
     "condition",
