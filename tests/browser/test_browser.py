@@ -105,7 +105,7 @@ def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
 
 
 def test_live_rows_of_the_demo_page(tmp_path: Path) -> None:
-    """Rows that another program writes: they enter, move, leave, a thousand at once, and over a restart of the server."""
+    """Rows that another program writes enter, move and leave, a thousand at once, and over a restart of the server."""
     run_in_chromium("live.test.mjs", tmp_path)
 
 
