@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
@@ -105,6 +106,63 @@ async def test_rights_that_change_take_effect_in_the_running_query(served: Serve
     await everything.until(lambda rows: len(rows) == 3)
     assert len(events(ann)) == seen
     assert all("reset" not in event["queries"]["q"] for event in events(admin))
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_queries_of_a_connection_wait_for_the_one_that_is_judged_anew(served: Served, url: str):
+    """While a table keeps its readers waiting nothing is told of others to who has rights to other rows of it now; then
+    all is told in one step. Whoever has the rights of before goes on."""
+    if url.startswith("sqlite"):
+        return
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    await ask(admin, "create_Notes", {"values": {"owner": "bob", "text": "b"}})
+    for note in (None, 1):
+        await ask(admin, "create_Parts", {"values": {"note_id": note}})
+    notes, parts = await Rows(ann, "notes").ask("Notes"), await Rows(ann, "parts").ask("Parts")
+    everything = await Rows(admin, "notes").ask("Notes")
+    assert (len(notes.rows), len(parts.rows)) == (0, 2)
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    with psycopg.connect(url) as other:
+        other.execute('LOCK TABLE "Parts" IN ACCESS EXCLUSIVE MODE')
+        of_parts = "Parts: {actions: [read], rows: {note_id: 1}}"
+        policy.become(Policy.from_yaml(POLICY.replace("Parts: [read]", of_parts), "test"))
+        served.comm.judge_live()
+        write(url, """INSERT INTO "Notes" (id, owner) VALUES (7, 'ann')""")
+        await everything.until(lambda rows: len(rows) == 2)
+        await ask(ann, "ping", None)
+        assert events(ann) == []
+    await parts.until(lambda rows: [row["note_id"] for row in rows] == [1])
+    assert [row["id"] for row in notes.now()] == [7]
+    assert [set(event["queries"]) for event in events(ann)] == [{"notes", "parts"}]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_no_client_sees_are_not_too_large(served: Served, url: str):
+    """Of a query with a limit more rows are kept than it shows; where these come to too much, it goes on without."""
+    admin = await served.client()
+    for number in range(5):
+        await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": f"{number}" * 900_000}})
+    asked: dict[str, object] = {"fields": ["text"], "order_by": "rank", "limit": 4}
+    first = await Rows(admin, "first").ask("Notes", **asked)
+    assert [row["text"][0] for row in first.rows] == ["0", "1", "2", "3"]
+    for number in range(5):
+        await ask(admin, "create_Notes", {"values": {"owner": "bob", "text": f"{number}", "rank": 1 + number}})
+    later = await Rows(admin, "later").ask("Notes", where={"owner": "bob"}, **asked)
+    assert texts(later.rows) == ["0", "1", "2", "3"]
+    for number in range(4, -1, -1):
+        change = {"where": {"owner": "bob", "text": f"{number}"}, "values": {"text": f"{number}" * 900_000}}
+        await ask(admin, "update_Notes", change)
+    await later.until(lambda rows: [row["text"] for row in rows] == [f"{number}" * 900_000 for number in range(4)])
+    await ask(admin, "delete_Notes", {"where": {"rank": 1}})
+    await later.until(lambda rows: [row["text"][0] for row in rows] == ["1", "2", "3", "4"])
+    await ask(admin, "delete_Notes", {"where": {"owner": "ann"}})
+    await first.until(lambda rows: [row["text"][0] for row in rows] == ["1", "2", "3", "4"])
+    assert later.error == first.error == ""
+    write(url, f"""UPDATE "Notes" SET text = '{"x" * 1_200_000}' WHERE owner = 'bob'""")
+    await wait_until(lambda: (first.now(), first.error)[1] == "invalid", "the end of what is too large")
     await served.stands()
 
 
@@ -281,6 +339,7 @@ async def test_a_client_that_takes_nothing_is_told_all_when_it_does(tmp_path: Pa
     try:
         admin, slow = await served.client(), await served.client()
         rows = await Rows(slow, "q").ask("Notes", fields=["text"], limit=40)
+        large = await Rows(slow, "large").ask("Notes", where={"owner": "bob"})
         slow.stop_reading()
         text = "x" * 20_000
         for number in range(40):
@@ -289,11 +348,15 @@ async def test_a_client_that_takes_nothing_is_told_all_when_it_does(tmp_path: Pa
             change = {"where": {"id": 1 + number % 40}, "values": {"text": f"{number:03}{text}"}}
             await ask(admin, "update_Notes", change)
         (client,) = [each for each in served.bifrost.registry if each.live is not None and each.live.queries]
+        for _ in range(5):
+            await ask(admin, "create_Notes", {"values": {"owner": "bob", "text": "x" * 900_000}})
+        await wait_until(lambda: "large" not in client.live.queries, "the end of the query that is too large")
         assert client.transport is not None and client.transport.queued < 2 * 1024 * 1024
         slow.read_again()
         expected = [f"{number:03}{text}" for number in range(360, 400)]
         await rows.until(lambda rows: texts(rows) == expected)
-        assert any("reset" in event["queries"]["q"] for event in events(slow))
+        assert any("reset" in event["queries"].get("q", ()) for event in events(slow))
+        await wait_until(lambda: (large.now(), large.error)[1] == "invalid", "the end of the other one")
         await ask(admin, "update_Notes", {"where": {"id": 1}, "values": {"text": "last"}})
         await rows.until(lambda rows: rows[0]["text"] == "last")
         await served.stands()

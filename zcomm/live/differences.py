@@ -18,7 +18,8 @@ __all__ = ["NOTHING", "Difference", "difference"]
 class Difference(NamedTuple):
     """A difference between the rows that a query had and those that it has.
 
-    :ivar gone: the entries whose rows are not there any more.
+    :ivar gone: the entries whose rows are not there any more, or whose keys clients see as others, though they are the
+        same to the database: a number in another form, in SQLite.
     :ivar set: the entries of new, changed and moved rows with their places, in that order.
     """
 
@@ -37,14 +38,17 @@ def difference(before: Sequence[Entry], after: Sequence[Entry]) -> Difference:
     """The difference between two lists of rows, with as few rows as there can be."""
     places = {entry.key: place for place, entry in enumerate(before)}
     kept: list[tuple[int, int]] = []
+    renamed: list[Entry] = []
     for place, entry in enumerate(after):
         old = places.pop(entry.key, None)
         # A row that has the same text and is ordered by something else is told as well: its digest is another.
         if old is not None and before[old].row == entry.row and before[old].hash == entry.hash:
             kept.append((old, place))
+        elif old is not None and before[old].name != entry.name:
+            renamed.append(before[old])
     staying = _longest_run(kept)
     return Difference(
-        [before[place] for place in sorted(places.values())],
+        [before[place] for place in sorted(places.values())] + renamed,
         [(place, entry) for place, entry in enumerate(after) if place not in staying],
     )
 

@@ -26,6 +26,7 @@ from zcomm.data.store import Store
 from zcomm.errors import CommandError, InternalError, Invalid, TooBusy, Unavailable
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
+from zcomm.live.memberships import Membership, Memberships
 from zcomm.live.query import Query
 from zcomm.live.requests import MAX_BYTES, Question
 from zcomm.live.rows import Form, Row, Unreadable
@@ -52,6 +53,9 @@ QUERY_SECONDS, LATE = 0.5, 3
 KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
 #: How many steps are told apart for those whose rows are read meanwhile.
 MOST_PAST = 100
+#: Keys of a membership's model beyond which any condition on it is taken for concerned, and the seconds that a step may
+#: spend on reading what conditions find.
+MAX_MEMBER_KEYS, MEMBER_SECONDS = 2000, 0.02
 #: Rows that are made at once.
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
@@ -84,18 +88,20 @@ class Listener(Protocol):
         """Take it that nothing that was noted is to be relied on."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Found:
     """What a step has read: by model the keys of the rows that have changed, and those of them that are there; ``None``
     where all of its queries have to be read anew.
 
-    :ivar members: the models of which rows have changed by which others are in reach.
+    :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
+        missing.
     """
 
     keys: Keys = field(default_factory=dict)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     forms: dict[str, Form] = field(default_factory=dict)
-    members: set[str] = field(default_factory=set)
+    members: Keys = field(default_factory=dict)
+    member_rows: dict[str, list[Row]] = field(default_factory=dict)
     known: bool = True
 
     def absorb(self, later: _Found) -> None:
@@ -129,7 +135,8 @@ class Feed:
         self._listener = listener
         self._is_sqlite = store.execution.database.name == "sqlite"
         self._workers = Workers(1, name="zcomm-live", reactor=clock)
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, Watched[Query]] = {}
+        self._memberships = Memberships(store.schema.find, log.key_form, self._is_sqlite)
         self.blind: dict[str, str] = {}
         #: Those whose rows are read now or that wait for the next step, by what they ask.
         self._coming: dict[Question, Query] = {}
@@ -148,6 +155,8 @@ class Feed:
         self._leaving: dict[Query, None] = {}
         #: Those whose rows have to be read anew, the ones that have waited for longest first.
         self._stale: dict[Query, None] = {}
+        #: Those whose rows could not be read to find out what memberships they are.
+        self._distrusted: set[str] = set()
         #: The models of which so many rows have changed that they were too large together, and how often reads failed.
         self._large: set[str] = set()
         self._failing: dict[str, int] = {}
@@ -305,7 +314,18 @@ class Feed:
         since = self._since[mark] = self._number + 1
         try:
             form = Form(model, question.fields + query.view.beside, query.raw, self._is_sqlite)
-            rows, seconds = yield self._store.find(owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            try:
+                rows, seconds = yield self._store.find(
+                    owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES
+                )
+            except Invalid:
+                if not query.has_spares:
+                    raise
+                # The rows that clients see may come to less.
+                query.has_spares = False
+                rows, seconds = yield self._store.find(
+                    owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES
+                )
             if seconds > 2 * QUERY_SECONDS:
                 slow = TooBusy(
                     f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
@@ -326,13 +346,13 @@ class Feed:
             self._step_soon()
         return query
 
-    def _watched_of(self, model: Model) -> Watched:
+    def _watched_of(self, model: Model) -> Watched[Query]:
         watched = self._watched.get(model.name)
         if watched is None or watched.model is not model:
             key = self._changes.key_form(model)
             if isinstance(key, str):
                 raise Invalid(f"{model.name} cannot be asked for live: {key}")
-            made = Watched(model, key, self._is_sqlite)
+            made: Watched[Query] = Watched(model, key, self._is_sqlite)
             if watched is not None and len(watched):
                 return watched
             watched = self._watched[model.name] = made
@@ -357,6 +377,7 @@ class Feed:
         self._stale.pop(query, None)
         if watched is not None and watched.queries.get(query.question) is query:
             watched.remove(query)
+            self._memberships.remove(query)
             self._size -= query.size
 
     # -- what has changed
@@ -486,7 +507,7 @@ class Feed:
             self._log.failure("a step of the live queries was not cleared up")
         self._ended += 1
         self._ending.fire(None)
-        if self._is_due or self._stale:
+        if self._is_due or self._stale or self._memberships.unknown:
             self._step_soon(after)
         elif self._found_at is not None:
             self._look_soon()
@@ -523,6 +544,9 @@ class Feed:
             elif fault.kind == "migrated":
                 self._thread(self._execution.look_again).addErrback(lambda _: None)
             self._give_up()
+        for name in self._distrusted:
+            self._memberships.distrust(name)
+        self._distrusted.clear()
         leaving, self._leaving = self._leaving, {}
         for query in leaving:
             if query.fault or not query.watchers:
@@ -566,13 +590,10 @@ class Feed:
                 for watched in self._watched.values():
                     for query in watched.queries.values():
                         self._outdate(query)
-            for name in names if found.members else ():
-                for query in self._watched[name].queries.values():
-                    if not query.depends.isdisjoint(found.members):
-                        self._outdate(query)
+            yield from self._slices(self._look_at_members(found))
             yield from self._settle(found, names)
         finally:
-            found.rows, found.forms = {}, {}
+            found.rows, found.forms, found.member_rows = {}, {}, {}
             yield self._thread(self._changes.end)
         yield from self._slices(self._listener.step())
 
@@ -596,6 +617,7 @@ class Feed:
             model = query.question.model
             watched = self._watched[model]
             watched.add(query)
+            self._memberships.add(query)
             self._coming.pop(query.question, None)
             for number, found in self._past:
                 if number < since:
@@ -614,11 +636,12 @@ class Feed:
         """Begin a step: read what has changed. Runs in a thread."""
         log = self._changes
         log.watch()
-        others = {other for name in names for other in self._watched[name].depends}
+        others = set(self._memberships.models)
         changes = log.begin({*names, *others})
         found = _Found(known=changes.known)
         try:
-            found.members = {name for name in others if (keys := changes.keys.get(name, ())) is None or keys}
+            for name in others:
+                self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
             for name in names:
                 keys = set(changes.keys.get(name, ()) or ())
                 mine = told.get(name, set())
@@ -636,10 +659,45 @@ class Feed:
             raise
         return found
 
+    def _find_members(
+        self, name: str, seen: Collection[Key] | None, told: Collection[Key] | None, found: _Found
+    ) -> None:
+        """Read the rows of a model that have changed by which others are in reach."""
+        if seen is None or told is None or len(seen) + len(told) > MAX_MEMBER_KEYS:
+            found.members[name] = None
+            return
+        keys = {*seen, *told}
+        if not keys:
+            return
+        found.members[name] = keys
+        watched = self._memberships.watched(name)
+        if watched is None or not found.known:
+            return
+        form = watched.form
+        try:
+            found.member_rows[name] = [Row(form, values) for values in self._rows_of(watched, form, list(keys))]
+        except Fault as fault:
+            if fault.kind not in PASSING:
+                # In the next step without them.
+                self._distrusted.add(name)
+            raise
+
     def _find_rows(self, name: str, keys: Sequence[Key], found: _Found) -> None:
         watched = self._watched[name]
         form = found.forms[name] = watched.form
-        rows = found.rows[name] = []
+        try:
+            found.rows[name] = self._rows_of(watched, form, keys)
+        except Fault as fault:
+            if fault.kind == "large":
+                # Each query says for itself what it cannot have, in the next step.
+                self._large.add(name)
+            else:
+                self._failed_at(name, fault)
+            raise
+
+    def _rows_of(self, watched: Watched[Any], form: Form, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
+        """Read the rows with some keys. Runs in a thread."""
+        rows: list[tuple[Any, ...]] = []
         plan = Plan(
             action="read",
             model=watched.model,
@@ -652,15 +710,8 @@ class Feed:
         for start in range(0, len(keys), KEYS_AT_ONCE):
             some = keys[start : start + KEYS_AT_ONCE]
             parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
-            try:
-                rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
-            except Fault as fault:
-                if fault.kind == "large":
-                    # Each query says for itself what it cannot have, in the next step.
-                    self._large.add(name)
-                else:
-                    self._failed_at(name, fault)
-                raise
+            rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
+        return rows
 
     def _failed_at(self, name: str, fault: Fault) -> None:
         """Count a fault that may be of one model's table."""
@@ -673,8 +724,8 @@ class Feed:
 
     def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, None]:
         """Find out what has become of the queries."""
-        touched: Touched = {}
-        unsure: Touched = {}
+        touched: Touched[Query] = {}
+        unsure: Touched[Query] = {}
         for name in names:
             watched = self._watched[name]
             keys = found.keys.get(name, ())
@@ -703,7 +754,9 @@ class Feed:
                         mine[key] = None
         yield from self._slices(self._change(touched))
         stale = [query for query in self._stale if query.watchers and not query.fault]
-        if stale and not is_broken:
+        if is_broken:
+            return
+        if stale:
             anew = yield self._thread(self._read_anew, stale)
             until = perf_counter() + SLICE
             for query, form, rows in anew:
@@ -711,14 +764,58 @@ class Feed:
                 if perf_counter() > until:
                     yield self._turn()
                     until = perf_counter() + SLICE
+            if any(isinstance(rows, Fault) for _, _, rows in anew):
+                return
+        if self._memberships.unknown:
+            members = yield self._thread(self._read_members, list(self._memberships.unknown))
+            for membership, keys_of in members:
+                self._memberships.learn(membership, keys_of)
+
+    def _look_at_members(self, found: _Found) -> Iterator[None]:
+        """Have the queries read anew whose rows are in reach by other rows now."""
+        for name in list(self._memberships.models):
+            keys = found.members.get(name, ())
+            if keys is None or not found.known:
+                concerned: Iterator[Query | None] = self._memberships.forget(name)
+            elif keys:
+                rows = {row.key: row for row in found.member_rows.get(name, ())}
+                concerned = self._memberships.look(name, keys, rows)
+            else:
+                continue
+            for query in concerned:
+                if query is not None:
+                    self._outdate(query)
+                yield
+
+    def _read_members(self, unknown: Sequence[Membership]) -> list[tuple[Membership, dict[Key, None]]]:
+        """Read which rows conditions find, of as many as there is time for. Runs in a thread."""
+        until = perf_counter() + MEMBER_SECONDS
+        made: list[tuple[Membership, dict[Key, None]]] = []
+        for membership in unknown:
+            if made and perf_counter() > until:
+                break
+            name = membership.model.name
+            watched = self._memberships.watched(name)
+            if watched is None:
+                continue
+            plan = membership.plan
+            statement = self._execution.keyed(plan, watched.key.columns, ())
+            try:
+                rows = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES))
+            except Fault as fault:
+                if fault.kind not in PASSING or fault.kind == "timeout":
+                    self._distrusted.add(name)
+                raise
+            made.append((membership, {row[0] if len(row) == 1 else row: None for row in rows}))
+        return made
 
     def _touch(
         self,
-        watched: Watched,
+        watched: Watched[Query],
         found: _Found,
         keys: Iterable[Key],
-        touched: Touched,
-        unsure: Touched,
+        touched: Touched[Query],
+        unsure: Touched[Query],
     ) -> Iterator[None]:
         name = watched.model.name
         form = found.forms[name]
@@ -737,7 +834,7 @@ class Feed:
             yield from watched.look_at(key, rows.get(key), touched, unsure)
             yield
 
-    def _change(self, touched: Touched) -> Iterator[None]:
+    def _change(self, touched: Touched[Query]) -> Iterator[None]:
         for query, rows in touched.items():
             if query.is_stale:
                 continue
@@ -771,7 +868,7 @@ class Feed:
     def _unreadable(self, query: Query) -> None:
         self._end_query(query, InternalError("A row of it has a value that cannot be read"))
 
-    def _ask_which(self, unsure: Touched) -> dict[Query, set[Key] | None | Fault]:
+    def _ask_which(self, unsure: Touched[Query]) -> dict[Query, set[Key] | None | Fault]:
         """Ask the database which of the rows match. Runs in a thread.
 
         :return: by query the keys of those that do; ``None`` where there was no time for it.
@@ -843,6 +940,10 @@ class Feed:
         if isinstance(rows, Fault):
             if rows.kind != "large":
                 self._too_slow(query)
+                return
+            if query.has_spares:
+                # The rows that clients see may come to less: in the next step.
+                query.has_spares = False
                 return
             reason = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
             self._end_query(query, Invalid(reason))

@@ -17,7 +17,7 @@ from zcomm.data.filters import EVERYTHING, LITERAL, PATTERN, Filter, Slot, Unfit
 from zcomm.data.models import Model
 from zcomm.live.rows import UNKNOWN, Row, compared_by
 
-__all__ = ["Test", "equal_to", "judged_by_the_database", "test_of"]
+__all__ = ["Test", "equal_to", "judged_by_the_database", "memberships_of", "test_of"]
 
 #: Whether a row matches; ``None`` where only the database knows.
 Test = Callable[[Row], "bool | None"]
@@ -79,6 +79,23 @@ def judged_by_the_database(where: Filter, model: Model, is_sqlite: bool) -> list
 
     look(where.shape, iter(where.slots))
     return list(found)
+
+
+def memberships_of(where: Filter) -> list[tuple[str, Filter]]:
+    """The conditions on other models in ``where``: the name of each model, and what is asked of its rows."""
+    found: list[tuple[str, Filter]] = []
+
+    def look(shape: tuple[Any, ...], slots: Iterator[Slot]) -> None:
+        if shape[0] in ("$and", "$or", "$not"):
+            for part in shape[1:]:
+                look(part, slots)
+            return
+        mine = tuple(next(slots) for _ in range(_count(shape)))
+        if len(shape) > 1 and shape[1] == "among":
+            found.append((shape[2], Filter(shape[4], mine)))
+
+    look(where.shape, iter(where.slots))
+    return found
 
 
 def _count(shape: tuple[Any, ...]) -> int:

@@ -289,9 +289,16 @@ class LiveQueries:
         if query is None:
             # That is under way.
             return
-        subscription.subscriber.notes.pop(subscription.asked.query, None)
+        subscriber = subscription.subscriber
+        subscriber.notes.pop(subscription.asked.query, None)
         self.feed.leave(query, subscription)
-        self._judged(subscription).addErrback(self._not_judged, subscription)
+        # All queries of a connection go on together.
+        subscriber.judging += 1
+        self._judged(subscription).addErrback(self._not_judged, subscription).addBoth(self._is_judged, subscriber)
+
+    def _is_judged(self, _: Any, subscriber: Subscriber) -> None:
+        subscriber.judging -= 1
+        subscriber.drained()
 
     @inlineCallbacks
     def _judged(self, subscription: Subscription) -> Generator[Any, Any, None]:
@@ -307,7 +314,6 @@ class LiveQueries:
             query.watchers[subscription] = None
             subscription.query = query
             subscription.is_behind = True
-            self.catch_up(subscriber)
             return
 
     def _not_judged(self, failure: Any, subscription: Subscription) -> None:
@@ -408,21 +414,22 @@ class LiveQueries:
     def catch_up(self, subscriber: Subscriber) -> None:
         """Tell a client all rows of the queries that it is behind in, once no step is under way."""
         if self.feed.is_running:
-            self.feed.when_ended().addCallback(lambda _: self._tell(subscriber))
-        else:
+            self.feed.when_ended().addCallback(lambda _: self.catch_up(subscriber))
+        elif subscriber not in self._noted:
+            # Else the step has failed, and the next one tells it all.
             self._tell(subscriber)
 
     def _tell(self, subscriber: Subscriber) -> None:
         """Tell a client what it has not been told, in one event, or in several where all rows of queries are many."""
-        notes = subscriber.due()
-        size = sum(map(len, notes.values()))
-        for name, subscription in list(subscriber.queries.items()):
-            query = subscription.query
-            if not subscription.is_behind or query is None or subscriber.is_blocked:
-                continue
-            if not self._is_as_before(subscription):
+        for subscription in list(subscriber.queries.values()):
+            if subscription.is_behind and subscription.query is not None and not self._is_as_before(subscription):
                 subscription.is_behind = False
                 self._judge_anew(subscription)
+        notes = subscriber.due()
+        size = sum(map(len, notes.values()))
+        for name, subscription in subscriber.queries.items():
+            query = subscription.query
+            if not subscription.is_behind or query is None or subscriber.is_blocked:
                 continue
             parts = (_list(query.rows), query.digest.encode(), self._sees(query))
             note = b'{"reset":%s,"digest":"%s","sees":"%s"}' % parts

@@ -14,12 +14,12 @@ from typing import Any
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan
 from zcomm.live.differences import NOTHING, Difference, difference
-from zcomm.live.judging import Test, equal_to, test_of
+from zcomm.live.judging import Test, equal_to, memberships_of, test_of
 from zcomm.live.log import Key
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
 from zcomm.live.rows import ROW_BYTES, Entry, Row, View, raw_fields
 
-__all__ = ["Query"]
+__all__ = ["Query", "fields_of"]
 
 #: A digest is of 64 bits.
 _BITS = 2**64 - 1
@@ -44,8 +44,10 @@ class Query:
     :ivar raw: those that it has to read as they are stored.
     :ivar equal: a field and its values, one of which each row has that matches; ``None`` where there is none.
     :ivar test: whether a row matches that has one of those, as far as Python knows.
-    :ivar depends: the models of the memberships that its rows are in reach by.
+    :ivar memberships: the conditions on other models that its rows are in reach by: these models, and what is asked.
+    :ivar depends: these models.
     :ivar watchers: those who are told of it.
+    :ivar has_spares: whether more rows are kept than clients see; none are where these would be too large.
     :ivar is_stale: whether its rows are to be read anew.
     :ivar late: how often in a row its rows took too long to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
@@ -59,12 +61,13 @@ class Query:
         self.plan = plan
         self.view = view
         ordered = tuple(name for name, _ in question.order)
-        asked = _fields_of(question.where.shape)
+        asked = fields_of(question.where.shape)
         self.names = tuple(dict.fromkeys((*question.fields, *ordered, *asked)))
         self.raw = raw_fields(model, (*ordered, *asked), is_sqlite)
         self.equal, rest = equal_to(question.where, model, is_sqlite)
         self.test: Test = test_of(rest, model, is_sqlite)
-        self.depends = frozenset(_others_of(question.where.shape))
+        self.memberships = tuple(dict.fromkeys(memberships_of(question.where)))
+        self.depends = frozenset(name for name, _ in self.memberships)
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
         self.late = 0
@@ -73,8 +76,7 @@ class Query:
         self._has_plain_keys = not is_sqlite or kinds <= {"int", "str"}
         limit = question.limit
         self._visible = MAX_ROWS if limit is None else limit
-        #: How many rows are kept.
-        self.capacity = MAX_ROWS if limit is None else min(limit + max(2, limit // 4), MAX_ROWS + MAX_ROWS // 4)
+        self.has_spares = limit is not None
         self._entries: dict[Key, Entry] = {}
         self._rows: list[Entry] = []
         #: Whether the rows that are kept are all that match.
@@ -107,9 +109,16 @@ class Query:
         return self._entries
 
     @property
+    def capacity(self) -> int:
+        """The number of rows that are kept at most."""
+        seen = self._visible
+        return seen + max(2, seen // 4) if self.has_spares else seen
+
+    @property
     def reads(self) -> int:
-        """The number of rows to be read: those that are kept and one more, which shows whether there are others."""
-        return self.capacity + 1
+        """The number of rows to be read: with spares, or where all are meant, one more than are kept, which shows
+        whether there are others."""
+        return self.capacity + (self.has_spares or self.question.limit is None)
 
     def fill(self, entries: Sequence[Entry]) -> Difference:
         """Take what has been read anew, in its order and as many as :attr:`reads` at most.
@@ -121,7 +130,7 @@ class Query:
             self.fault = _TOO_MANY
             self.left = self.came = ()
             return NOTHING
-        self._is_whole = len(entries) <= self.capacity
+        self._is_whole = len(entries) < self.reads
         self._rows = list(entries[: self.capacity])
         self._entries = {entry.key: entry for entry in self._rows}
         self.left = [key for key in keys if key not in self._entries]
@@ -167,6 +176,15 @@ class Query:
 
     def _are_large(self) -> bool:
         """Whether its rows come to more than they may."""
+        if self.size - _BASE - ROW_BYTES * len(self._rows) > MAX_BYTES and self.has_spares:
+            self.has_spares = False
+            spares = {entry.key for entry in self._rows[self._visible :]}
+            if spares:
+                self._is_whole = False
+                del self._rows[self._visible :]
+                self.size -= sum(self._entries.pop(key).size for key in spares)
+                self.left = [*self.left, *(spares - {*self.came})]
+                self.came = [key for key in self.came if key not in spares]
         if self.size - _BASE - ROW_BYTES * len(self._rows) <= MAX_BYTES:
             return False
         self.fault = f"Its rows come to more than {MAX_BYTES >> 20} MiB; ask for fewer fields or rows"
@@ -285,15 +303,8 @@ def _first(place: tuple[int, Entry]) -> int:
     return place[0]
 
 
-def _others_of(shape: tuple[Any, ...]) -> list[str]:
-    """The other models that a filter looks into."""
-    if shape[0] in ("$and", "$or", "$not"):
-        return [name for part in shape[1:] for name in _others_of(part)]
-    return [shape[2]] if len(shape) > 1 and shape[1] == "among" else []
-
-
-def _fields_of(shape: tuple[Any, ...]) -> list[str]:
+def fields_of(shape: tuple[Any, ...]) -> list[str]:
     """The fields that a filter asks for."""
     if shape[0] in ("$and", "$or", "$not"):
-        return [name for part in shape[1:] for name in _fields_of(part)]
+        return [name for part in shape[1:] for name in fields_of(part)]
     return [] if shape[0].startswith("$") else [shape[0]]

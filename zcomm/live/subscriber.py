@@ -64,7 +64,7 @@ class Subscriber:
     :ivar noted: bytes of those, at most.
     """
 
-    __slots__ = ("_home", "asking", "client", "lanes", "noted", "notes", "queries", "step", "waiting")
+    __slots__ = ("_home", "asking", "client", "judging", "lanes", "noted", "notes", "queries", "step", "waiting")
 
     def __init__(self, home: Any, client: LiveClient):
         self._home = home
@@ -73,6 +73,8 @@ class Subscriber:
         self.step = 0
         #: How many are asked for and not answered.
         self.asking = 0
+        #: How many are judged anew.
+        self.judging = 0
         self.notes: dict[str, bytes] = {}
         self.noted = 0
         #: The commands that others of the same name wait for, by name.
@@ -82,9 +84,10 @@ class Subscriber:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether its client does not take what it has been sent, or is gone."""
+        """Whether it is to be told nothing: its client does not take what it has been sent, or is gone; or one of its
+        queries is judged anew, which the others wait for."""
         transport = self.client.transport
-        return transport is None or transport.is_blocked
+        return transport is None or transport.is_blocked or self.judging > 0
 
     def when_free(self) -> Deferred[None]:
         """Fires when nothing waits for the client any more that a large reply would have to wait behind."""
@@ -119,7 +122,7 @@ class Subscriber:
             self.client.send_payloads([event(self.step, notes)])
 
     def drained(self) -> None:
-        """The client has taken all that waited for it."""
+        """The client has taken all that waited for it, or one of its queries was judged anew."""
         while self.waiting and not self.is_blocked:
             waiting = self.waiting.pop(0)
             if not waiting.called:

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from zcomm.data.models import Model
+from zcomm.live.judging import Test
 from zcomm.live.log import Key, KeyForm
-from zcomm.live.query import Query
 from zcomm.live.requests import Question
 from zcomm.live.rows import UNKNOWN, Form, Row, View
 
 __all__ = ["Touched", "Watched"]
 
+
+class Finding(Protocol):
+    """A query or a condition that finds some rows of a model; see :class:`zcomm.live.query.Query`."""
+
+    @property
+    def question(self) -> Hashable:
+        """Tells it from all others."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The fields that a step has to read."""
+
+    @property
+    def raw(self) -> Sequence[str]:
+        """Those that it has to read as they are stored."""
+
+    @property
+    def equal(self) -> tuple[str, frozenset[Any]] | None:
+        """A field and its values, one of which each row has that matches."""
+
+    @property
+    def test(self) -> Test:
+        """Whether a row matches that has one of those."""
+
+    @property
+    def keys(self) -> Mapping[Key, Any]:
+        """The rows that it keeps, by their keys."""
+
+    @property
+    def left(self) -> Sequence[Key]:
+        """The keys of the rows that it does not keep any more since it was changed last."""
+
+    @property
+    def came(self) -> Sequence[Key]:
+        """The keys of those that it keeps since then."""
+
+
+T = TypeVar("T", bound=Finding)
 #: Of each query some rows, by their keys.
-Touched = dict[Query, dict[Key, "Row | None"]]
+Touched = dict[T, dict[Key, Row | None]]
 
 #: How many pairs of fields and an order are remembered.
 MAX_VIEWS = 1000
@@ -25,8 +62,8 @@ FEW = 8
 QUERIES_AT_ONCE = 200
 
 
-class Watched:
-    """The queries of one model that steps look after.
+class Watched(Generic[T]):
+    """The queries of one model that steps look after, or conditions on it.
 
     :param model: with its columns.
     :param key: the keys of its rows in SQL.
@@ -38,17 +75,15 @@ class Watched:
         self.model = model
         self.key = key
         self.is_sqlite = is_sqlite
-        self.queries: dict[Question, Query] = {}
+        self.queries: dict[Hashable, T] = {}
         #: Those whose rows have one of some values in a field: by field and value.
-        self._equal: dict[str, dict[Any, dict[Query, None]]] = {}
+        self._equal: dict[str, dict[Any, dict[T, None]]] = {}
         #: All others.
-        self._others: dict[Query, None] = {}
+        self._others: dict[T, None] = {}
         #: By key, the queries that keep the row.
-        self._keeping: dict[Key, tuple[Query, ...] | dict[Query, None]] = {}
+        self._keeping: dict[Key, tuple[T, ...] | dict[T, None]] = {}
         self._form: Form | None = None
         self._views: dict[tuple[Any, ...], View] = {}
-        #: The models by whose rows those of queries are in reach, with how many queries that is.
-        self.depends: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -77,10 +112,9 @@ class Watched:
             view = self._views[key] = View(self.model, *key, self.is_sqlite)
         return view
 
-    def add(self, query: Query) -> None:
+    def add(self, query: T) -> None:
         """Look after a query from the next step on."""
         self.queries[query.question] = query
-        self.depends.update(query.depends)
         if query.equal is None:
             self._others[query] = None
         else:
@@ -94,12 +128,10 @@ class Watched:
         if form is not None and not (form.place.keys() >= {*query.names} and {*form.raw} >= {*query.raw}):
             self._form = None
 
-    def remove(self, query: Query) -> None:
+    def remove(self, query: T) -> None:
         """Look after a query no more."""
         if self.queries.pop(query.question, None) is None:
             return
-        self.depends.subtract(query.depends)
-        self.depends += Counter()
         if query.equal is None:
             self._others.pop(query, None)
         else:
@@ -116,7 +148,7 @@ class Watched:
         if not self.queries:
             self._form = None
 
-    def _keep(self, key: Key, query: Query) -> None:
+    def _keep(self, key: Key, query: T) -> None:
         keeping = self._keeping.get(key, ())
         if isinstance(keeping, dict):
             keeping[query] = None
@@ -125,7 +157,7 @@ class Watched:
         else:
             self._keeping[key] = dict.fromkeys((*keeping, query))
 
-    def _leave(self, key: Key, query: Query) -> None:
+    def _leave(self, key: Key, query: T) -> None:
         keeping = self._keeping.get(key, ())
         if isinstance(keeping, dict):
             keeping.pop(query, None)
@@ -134,14 +166,14 @@ class Watched:
         if not keeping:
             del self._keeping[key]
 
-    def follow(self, query: Query) -> None:
+    def follow(self, query: T) -> None:
         """Take note of the rows that a query keeps since it was changed last, and of those that it does not."""
         for key in query.left:
             self._leave(key, query)
         for key in query.came:
             self._keep(key, query)
 
-    def look_at(self, key: Key, row: Row | None, touched: Touched, unsure: Touched) -> Iterator[None]:
+    def look_at(self, key: Key, row: Row | None, touched: Touched[T], unsure: Touched[T]) -> Iterator[None]:
         """Find the queries that a changed row may concern, in slices.
 
         :param row: ``None`` where it is not there any more.
@@ -157,7 +189,7 @@ class Watched:
                     yield
                 _take(touched, query, key, None)
             return
-        found: set[Query] = set()
+        found: set[T] = set()
         for name, table in self._equal.items():
             value = row.compared(name)
             is_known = value is not UNKNOWN
@@ -191,7 +223,7 @@ class Watched:
                 _take(touched, query, key, None)
 
 
-def _take(into: Touched, query: Query, key: Key, row: Row | None) -> None:
+def _take(into: Touched[T], query: T, key: Key, row: Row | None) -> None:
     rows = into.get(query)
     if rows is None:
         into[query] = {key: row}
