@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(
         "mode",
         nargs="*",
-        default=["all"],
+        default="all",
         choices=[*MODES, "crud", "all"],
         metavar="MODE",
         help="rpc, fanout, handshakes, idle, crud or all",

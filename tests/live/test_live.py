@@ -13,9 +13,11 @@ from support.liverows import Rows, ask, events, texts, write
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from zcomm.auth.policy import Policy
 from zcomm.data.execution import Execution
+from zcomm.live.subscriber import Subscriber
 from zcomm.web.metrics import metrics_of
 
 SCHEMA = """
@@ -288,6 +290,33 @@ async def test_a_query_without_a_limit_may_have_a_thousand_rows(served: Served):
     await wait_until(lambda: (everything.now(), everything.error)[1] == "invalid", "the end of the query")
     assert texts(await first.until(lambda rows: rows[0]["text"] == "9999")) == ["9999", "0999"]
     assert (await admin.call("zLive", {"query": "all", "model": "Notes"}))["code"] == "invalid"
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_is_taken_back_lets_nobody_overtake(served: Served):
+    """Commands on one query run one behind the other, also where one in between does not run any more."""
+    live = served.comm.zcli.live
+    await served.client()
+    (connection,) = served.bifrost.registry
+    subscriber = Subscriber(live, connection)
+    first: Deferred[str] = Deferred()
+    run: list[str] = []
+
+    def running(name: str, result: Deferred[str]) -> Deferred[str]:
+        run.append(name)
+        return result
+
+    commands = [
+        live._in_order(subscriber, "q", lambda name=name, result=result: running(name, result))
+        for name, result in (("first", first), ("second", succeed("2")), ("third", succeed("3")))
+    ]
+    commands[1].addErrback(lambda failure: failure.trap(CancelledError))
+    commands[1].cancel()
+    assert await commands[1] is CancelledError and run == ["first"]
+    first.callback("1")
+    assert [await commands[0], await commands[2]] == ["1", "3"]
+    assert run == ["first", "third"] and not subscriber.lanes
     await served.stands()
 
 

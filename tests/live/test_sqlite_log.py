@@ -527,9 +527,10 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
     before: dict[int, tuple[Any, ...]] = {}
     steps = told = 0
     with program(WRITER, str(watched.path), "0") as first, program(WRITER, str(watched.path), "100000"):
-        until = time.monotonic() + 60
-        while steps < 30:
-            assert time.monotonic() < until
+        until = time.monotonic() + 50
+        # On a busy machine a step may find little.
+        while steps < 30 or told <= 100:
+            assert time.monotonic() < until, (steps, told)
             if steps == 15:
                 first.send_signal(signal.SIGKILL)
                 first.wait()
@@ -553,7 +554,6 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
                 told += len(found)
             before = after
             steps += 1
-    assert told > 100
     watched.other.execute("PRAGMA busy_timeout = 10000")
     assert watched.other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 

@@ -567,7 +567,8 @@ class Feed:
     @inlineCallbacks
     def _step(self) -> Generator[Any, Any, None]:
         number = self._number + 1
-        extra = self._admit()
+        extra: Keys = {}
+        yield from self._slices(self._admit(extra))
         told, self._told = self._told, {}
         for name, keys in extra.items():
             _merge(told, name, keys)
@@ -607,30 +608,31 @@ class Feed:
             self._past.appendleft((second, earlier))
         self._past.append((number, found))
 
-    def _admit(self) -> Keys:
+    def _admit(self, changed: Keys) -> Iterator[None]:
         """Let queries that were read since the last step take part from now on.
 
-        :return: what has changed since they were read, by model.
+        :param changed: takes what has changed since they were read, by model.
         """
-        extra: Keys = {}
-        for query, since in self._joining:
+        joining, self._joining = self._joining, []
+        #: By model the first step that may have passed one of them by.
+        first: dict[str, int] = {}
+        for query, since in joining:
             model = query.question.model
-            watched = self._watched[model]
-            watched.add(query)
+            self._watched[model].add(query)
             self._memberships.add(query)
             self._coming.pop(query.question, None)
+            first[model] = min(since, first.get(model, since))
             for number, found in self._past:
-                if number < since:
-                    continue
-                if not found.known or not query.depends.isdisjoint(found.members):
+                if number >= since and not (found.known and query.depends.isdisjoint(found.members)):
                     self._outdate(query)
-                elif model in found.keys:
-                    _merge(extra, model, found.keys[model])
-        self._joining = []
-        oldest = min(self._since.values(), default=None)
+            yield
+        for number, found in self._past:
+            for model, since in first.items():
+                if number >= since and model in found.keys:
+                    _merge(changed, model, found.keys[model])
+        oldest = min([*self._since.values(), *(since for _, since in self._joining)], default=None)
         while self._past and (oldest is None or self._past[0][0] < oldest):
             self._past.popleft()
-        return extra
 
     def _find(self, names: Sequence[str], told: Keys) -> _Found:
         """Begin a step: read what has changed. Runs in a thread."""

@@ -111,11 +111,18 @@ class LiveQueries:
         outcome: Deferred[Any] = Deferred(lambda _: running.cancel())
 
         def done(result: Any) -> None:
-            if subscriber.lanes.get(name) is over:
-                del subscriber.lanes[name]
             # Its reply is written before the next one begins.
             if not outcome.called:
                 outcome.callback(result)
+            if before is None or before.called:
+                leave(None)
+            else:
+                # It was taken back; the next one does not overtake those before it.
+                before.addCallback(leave)
+
+        def leave(_: None) -> None:
+            if subscriber.lanes.get(name) is over:
+                del subscriber.lanes[name]
             over.callback(None)
 
         running.addBoth(done)
