@@ -1,7 +1,10 @@
 /** The chats that README and quick start show, in two tabs that came by links: told in ZCOMM_TEST_SERVER as `pages`,
- * objects {name, options}. */
+ * objects {name, options}; and the README's live query, which follows what `write`, [database, SQL], changes. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { createClient } from '../../js/zBifrost.js';
 import { launch, openTab } from './browser.mjs';
 import { Network } from './proxy.mjs';
 import { Server, given } from './server.mjs';
@@ -123,5 +126,40 @@ describe('quickstart-rooms', () => {
     await one.getByText(': anew').waitFor();
     assert.equal((await lines(one)).length, 1);
     for (const tab of [one, two]) assert.deepEqual(tab.complaints.filter((text) => !ICON.test(text)), []);
+  });
+});
+
+describe('readme-live', () => {
+  const server = new Server(...given.pages[0].options);
+  before(() => server.start());
+  after(() => server.stop());
+
+  it('follows a client and another program, and goes on after a restart', async () => {
+    const tab = await openTab(browser);
+    await tab.goto(await server.link());
+    await tab.waitForFunction(() => location.hash === '' && sessionStorage.length > 0);
+    await tab.goto(`http://127.0.0.1:${server.port}/live.html`);
+    const client = await createClient(`ws://127.0.0.1:${server.port}`, await Server.token('carol', 'admin'));
+    const isShown = (text) => tab.waitForFunction((all) => document.querySelector('pre').textContent === all, text);
+    try {
+      for (const [name, age] of [['Bea', 40], ['Ada', 36], ['Kid', 8]])
+        await client.create('Users', { name, age, email: `${name}@example.com` });
+      await isShown('Ada, 36\nBea, 40');
+      const [database, statement] = given.write;
+      const write = () =>
+        execFileSync('python3', [
+          ...['-c', 'import sqlite3, sys\nwith sqlite3.connect(sys.argv[1], 30) as c: c.execute(sys.argv[2])'],
+          ...[join(given.environ.HOME, database), statement],
+        ]);
+      write();
+      await isShown('Ada, 37\nBea, 41');
+      await server.stop('SIGKILL');
+      write();
+      await server.start();
+      await isShown('Ada, 38\nBea, 42');
+    } finally {
+      client.disconnect();
+    }
+    assert.deepEqual(tab.complaints.filter((text) => !ICON.test(text)), []);
   });
 });

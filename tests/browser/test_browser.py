@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -115,6 +116,7 @@ def test_chat_of_the_demo_page(tmp_path: Path) -> None:
 
 
 @runs("readme-chat", "readme-chat-run", "quickstart-chat", "quickstart-chat-run", "quickstart-rooms")
+@runs("readme-live", "readme-live-write")
 def test_chat_of_the_docs(tmp_path: Path) -> None:
     """Served as the pages say, two tabs that came by links see each other's messages, before and after a restart."""
     pages = []
@@ -125,8 +127,11 @@ def test_chat_of_the_docs(tmp_path: Path) -> None:
         directory.mkdir(parents=True)
         (directory / "index.html").write_text(block(name).text, "utf-8")
         (directory / "rooms.html").write_text(block("quickstart-rooms").text, "utf-8")
+        (directory / "live.html").write_text(block("readme-live").text, "utf-8")
         pages.append({"name": name, "options": ["--www", str(directory)]})
-    run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages)
+    # What Python has of SQLite does it as well; the shell need not be there.
+    path, statement = shlex.split(block("readme-live-write").text)[1:]
+    run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages, write=[path.removeprefix("~/"), statement])
 
 
 @runs("live-page")
