@@ -38,7 +38,7 @@ from zcomm.runtime.workers import Workers
 __all__ = ["Feed"]
 
 #: Seconds between the beginnings of two steps at least, and between two looks whether something has changed.
-PACE, LOOK = 0.01, 0.05
+PACE, LOOK = 0.01, 0.0515
 #: Seconds after a step that has found something for which one looks as often as there may be steps.
 LIVELY = 0.1
 #: Seconds of a step that waits for the database for which no garbage is collected.

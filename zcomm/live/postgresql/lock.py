@@ -16,7 +16,7 @@ __all__ = ["STALE", "Holder", "clean"]
 #: Seconds between two looks at whether the lock can be had, and between two of whether there is something to clean.
 LOOK_EVERY = 1.0
 #: Seconds between two of the latter when there was nothing.
-REST_EVERY = 5.0
+REST_EVERY = 10.0
 #: Seconds after which a feed that was not seen is taken for gone.
 STALE = 60
 #: How long the lock is waited for at a time. Whoever waits holds a snapshot, which keeps the server from cleaning up

@@ -46,7 +46,7 @@ __all__ = ["PostgreSQLLog", "Status"]
 
 #: Seconds between two comparisons of the triggers, between two messages that we are there, and between two looks at a
 #: log that nobody may be writing.
-COMPARE_EVERY, RENEW_EVERY, ASK_EVERY = 60.0, 5.0, 1.0
+COMPARE_EVERY, RENEW_EVERY, ASK_EVERY = 60.0, 10.0, 1.0
 #: Seconds between two cleanings by whoever does not hold the lock: whoever does may be stopped.
 CLEAN_EVERY = 10.0
 #: How many keys a step takes, and of one model.
