@@ -76,6 +76,7 @@ async def test_a_long_read_keeps_no_rows_of_the_steps_meanwhile(
 ):
     """Only which have changed, of so many steps as may be, and whoever waited has what was changed."""
     monkeypatch.setattr(feeds, "MOST_PAST", 3)
+    monkeypatch.setattr(feeds, "QUERY_SECONDS", 60.0)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
     served = await Served(tmp_path, config=config).start()
@@ -167,3 +168,47 @@ async def test_an_odd_text_is_as_a_read_has_it(served: Served, url: str):
         ids = [row["id"] for row in await ask(admin, "read_Notes", {"where": where})]
         await rows.until(lambda rows, ids=ids: [row["id"] for row in rows] == ids)
     await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_queries_that_take_long_keep_others_waiting_for_a_part_of_the_time(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Once one was read anew they rest, while others go on; then it is their turn again, whoever writes."""
+    monkeypatch.setattr(feeds, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(feeds, "SLOW_REST", 0.0)
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
+    served = await Served(tmp_path, config=config).start()
+    feed: Feed = served.comm.zcli.live.feed
+    try:
+        client = await served.client()
+        slow, quick = await Rows(client, "slow").ask("Notes"), await Rows(client, "quick").ask("Parts")
+        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (0)""", """INSERT INTO "Parts" VALUES (0)""")
+        await slow.until(lambda rows: len(rows) == 1)
+        await quick.until(lambda rows: len(rows) == 1)
+        await wait_until(lambda: not (feed._stale or feed.is_running or feed._is_due), "all rows as they are")
+        monkeypatch.setattr(feeds, "SLOW_REST", 1e6)
+        write(postgresql_url, """TRUNCATE "Notes" """)
+        await slow.until(lambda rows: not rows)
+        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
+        await slow.until(lambda rows: len(rows) == 1)
+        write(postgresql_url, """TRUNCATE "Notes" """)
+        for number in range(1, 6):
+            write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
+            await quick.until(lambda rows, most=number: len(rows) == most + 1)
+        assert len(slow.now()) == 1 and len(feed._stale) == 1
+        monkeypatch.setattr(feeds, "SLOW_REST", 1.0)
+        await wait_until(lambda: feed._slow_call, "the end of a step")
+        assert feed._slow_call is not None
+        feed._slow_at = 0.0
+        feed._slow_call.reset(0.0)
+        await slow.until(lambda rows: not rows)
+        for _ in range(2):
+            write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (2)""")
+            await slow.until(lambda rows: len(rows) == 1)
+            write(postgresql_url, """TRUNCATE "Notes" """)
+            await slow.until(lambda rows: not rows)
+        await served.stands()
+    finally:
+        await served.stop()

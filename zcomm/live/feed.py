@@ -47,6 +47,8 @@ HELD = 1.0
 SLICE = 0.002
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
 STEP_SECONDS = 0.1
+#: Once a query was read that takes longer than that, those like it rest, so many times as long as it took.
+SLOW_REST = 4.0
 #: Seconds that the read of one query may take, and how often in a row it may take longer: a database has its moments.
 QUERY_SECONDS, LATE = 0.5, 3
 #: Keys that are read at once, and those of a model beyond which its queries are read anew.
@@ -157,6 +159,9 @@ class Feed:
         self._stale: dict[Query, None] = {}
         #: Those whose rows could not be read to find out what memberships they are.
         self._distrusted: set[str] = set()
+        #: When those may be read again that take long, and what begins a step then.
+        self._slow_at = float("-inf")
+        self._slow_call: IDelayedCall | None = None
         #: The models of which so many rows have changed that they were too large together, and how often reads failed.
         self._large: set[str] = set()
         self._failing: dict[str, int] = {}
@@ -210,10 +215,10 @@ class Feed:
         for loop in (self._looks, self._tends):
             if loop.running:
                 loop.stop()
-        for call in (self._next, self._hurried):
+        for call in (self._next, self._hurried, self._slow_call):
             if call is not None:
                 call.cancel()
-        self._next = self._hurried = None
+        self._next = self._hurried = self._slow_call = None
         ended = self._thread(self._end).addErrback(lambda _: None)
         return ended.addCallback(lambda _: self._workers.stop())
 
@@ -339,6 +344,7 @@ class Feed:
         finally:
             del self._since[mark]
         query.fill(entries)
+        query.took = seconds
         if query.fault:
             raise Invalid(query.fault)
         self._joining.append((query, since))
@@ -507,9 +513,13 @@ class Feed:
             self._log.failure("a step of the live queries was not cleared up")
         self._ended += 1
         self._ending.fire(None)
-        if self._is_due or self._stale or self._memberships.unknown:
+        if self._is_due or self._memberships.unknown or self._readable():
             self._step_soon(after)
-        elif self._found_at is not None:
+            return
+        if self._stale and self._slow_call is None:
+            wait = max(self._slow_at - self._clock.seconds(), 0.0)
+            self._slow_call = self._clock.callLater(wait, self._slow_again)
+        if self._found_at is not None:
             self._look_soon()
 
     def _look_soon(self) -> None:
@@ -524,6 +534,16 @@ class Feed:
             self._look()
         else:
             self._found_at = None
+
+    def _slow_again(self) -> None:
+        """Have queries that take long read again: others had their time."""
+        self._slow_call = None
+        self._step_soon()
+
+    def _readable(self) -> list[Query]:
+        """The queries that are to be read anew and may be, the ones that have waited for longest first."""
+        may_be_slow = self._clock.seconds() >= self._slow_at
+        return [query for query in self._stale if may_be_slow or query.took <= STEP_SECONDS]
 
     def _clear_up(self, failure: Any) -> float:
         """Take account of how a step has ended; returns the seconds after which there may be another one."""
@@ -755,11 +775,15 @@ class Feed:
                     elif key in query.keys:
                         mine[key] = None
         yield from self._slices(self._change(touched))
-        stale = [query for query in self._stale if query.watchers and not query.fault]
+        stale = [query for query in self._readable() if query.watchers and not query.fault]
         if is_broken:
             return
         if stale:
             anew = yield self._thread(self._read_anew, stale)
+            took = max((query.took for query, _, _ in anew), default=0.0)
+            if took > STEP_SECONDS:
+                # It has kept the others waiting, and does not do so all the time.
+                self._slow_at = self._clock.seconds() + SLOW_REST * took
             until = perf_counter() + SLICE
             for query, form, rows in anew:
                 yield from self._renew(query, form, rows)
@@ -926,7 +950,8 @@ class Feed:
                 rows: list[tuple[Any, ...]] | Fault = []
                 if not plan.nothing:
                     rows = self._changes.run(statement.sql, parameters, most)
-                query.late = query.late + 1 if perf_counter() - begun > QUERY_SECONDS else 0
+                query.took = perf_counter() - begun
+                query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             except Fault as fault:
                 if fault.kind not in ("large", "timeout"):
                     self._failed_at(model.name, fault)

@@ -49,6 +49,7 @@ class Query:
     :ivar watchers: those who are told of it.
     :ivar has_spares: whether more rows are kept than clients see; none are where these would be too large.
     :ivar is_stale: whether its rows are to be read anew.
+    :ivar took: seconds that it took to read its rows.
     :ivar late: how often in a row its rows took too long to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
     :ivar size: bytes that it takes, about.
@@ -70,6 +71,7 @@ class Query:
         self.depends = frozenset(name for name, _ in self.memberships)
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
+        self.took = 0.0
         self.late = 0
         self.fault = ""
         kinds = {model.fields[name].kind.name for name in model.key}
