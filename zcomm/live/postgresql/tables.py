@@ -419,18 +419,20 @@ def function_source(table: Table) -> str:
             f"LATERAL (SELECT {found} FROM (SELECT t.*) AS q) AS k LIMIT {MAX_KEYS + 1})"
         )
 
-    key = "k1"
-    if len(table.key) > 1:
-        key = f"pg_catalog.jsonb_build_array({', '.join(f'k{number}' for number in numbers)})"
-    count, same = "pg_catalog.count", "OPERATOR(pg_catalog.=)"
-    known = " AND ".join(f"{count}(k{number}) {same} {count}(*)" for number in numbers)
+    same, size = "OPERATOR(pg_catalog.=)", "pg_catalog.cardinality(a.keys)"
     insert = "INSERT INTO zcomm.changes (relation, keys) "
 
     def logged(rows: str, most: int) -> str:
+        if len(table.key) > 1:
+            known = " AND ".join(f"k{number} IS NOT NULL" for number in numbers)
+            key = f"pg_catalog.jsonb_build_array({', '.join(f'k{number}' for number in numbers)})"
+            rows = f"SELECT CASE WHEN {known} THEN {key} END FROM ({rows}) AS k"  # noqa: S608 (constants)
+        # An array takes three quarters of the time that an aggregate does; it is made once, as OFFSET keeps it apart.
         return (
             f"{insert}SELECT {_literal(table.token)}, "  # noqa: S608 (constants and quoted names)
-            f"CASE WHEN {count}(*) OPERATOR(pg_catalog.<=) {most} AND {known} THEN pg_catalog.jsonb_agg({key}) END "
-            f"FROM {rows} AS k HAVING {count}(*) OPERATOR(pg_catalog.>) 0;"
+            f"CASE WHEN {size} OPERATOR(pg_catalog.<=) {most} AND pg_catalog.array_position(a.keys, NULL) IS NULL "
+            f"THEN pg_catalog.to_jsonb(a.keys) END FROM (SELECT ARRAY({rows}) AS keys OFFSET 0) AS a "
+            f"WHERE {size} OPERATOR(pg_catalog.>) 0;"
         )
 
     return f"""
@@ -443,7 +445,7 @@ BEGIN
   IF TG_OP {same} 'INSERT' THEN
     {logged(keys("n"), MAX_KEYS)}
   ELSIF TG_OP {same} 'UPDATE' THEN
-    {logged(f"({keys('n')} UNION ALL {keys('o')})", 2 * MAX_KEYS)}
+    {logged(f"{keys('n')} UNION ALL {keys('o')}", 2 * MAX_KEYS)}
   ELSIF TG_OP {same} 'DELETE' THEN
     {logged(keys("o"), MAX_KEYS)}
   ELSE
