@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -461,6 +462,32 @@ async def test_what_another_program_writes_is_told(served: Served, url: str):
     await rows.until(lambda rows: rows == [])
     await parts.until(lambda rows: rows == [])
     await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_for_what_nobody_watches_has_what_there_is_now(tmp_path: Path, postgresql: Cluster, url: str):
+    """Where others' writes are not seen, the rows that somebody else was told a moment ago are read once more, also
+    before any step has taken that query up."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA.replace("  _model: {live: true}\n", ""))
+    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",), "database": url}).start()
+    try:
+        first, second = await served.client(), await served.client()
+        await Rows(first, "parts").ask("Parts")
+        gate = threading.Event()
+        waiting = served.comm.zcli.live.feed._workers.run("live", gate.wait, 60)
+        try:
+            assert (await Rows(first, "q").ask("Notes")).rows == []
+            write(url, """INSERT INTO "Notes" (id, owner, text) VALUES (1, 'ann', 'a')""")
+            asking = Rows(second, "q").ask("Notes")
+            answer = Deferred.fromCoroutine(asking)
+            await ask(first, "ping", None)
+        finally:
+            gate.set()
+        assert texts((await answer).rows) == ["a"]
+        await waiting
+        await served.stands()
+    finally:
+        await served.stop()
 
 
 @pytest.mark.parametrize("action", ["create", "update"])

@@ -157,6 +157,8 @@ class Feed:
         self._leaving: dict[Query, None] = {}
         #: Those whose rows have to be read anew, the ones that have waited for longest first.
         self._stale: dict[Query, None] = {}
+        #: Those whose rows others may have changed, which nobody hears of: for the next step.
+        self._doubted: dict[Query, None] = {}
         #: Those whose rows could not be read to find out what memberships they are.
         self._distrusted: set[str] = set()
         #: When those may be read again that take long, and what begins a step then.
@@ -265,9 +267,11 @@ class Feed:
         return self._coming.get(query.question) is query
 
     def knows(self, question: Question) -> bool:
-        """Whether there is a query that asks ``question``."""
+        """Whether there is a query that asks ``question``, or one whose rows are read now."""
+        if question in self._coming or question in self._reading:
+            return True
         watched = self._watched.get(question.model)
-        return question in self._coming or (watched is not None and question in watched.queries)
+        return watched is not None and question in watched.queries
 
     def ask(self, question: Question, plan: Plan, owner: Any) -> Deferred[Query]:
         """Get the query that asks ``question``, whose rows are read now where nobody asks it yet.
@@ -282,14 +286,10 @@ class Feed:
             if known.fault:
                 # It goes when the step has ended.
                 return self.when_ended().addCallback(lambda _: self.ask(question, plan, owner))
-            if not self.sees_all(question.model) and question not in self._coming:
-                # Of other programs nobody has heard: whoever asks now gets what there is now.
-                self._outdate(known)
-                self._step_soon()
-            return succeed(known)
+            return succeed(self._doubt(known))
         reading = self._reading.get(question)
         if reading is not None:
-            return reading.add()
+            return reading.add().addCallback(self._doubt)
         reading = self._reading[question] = Waiters()
         waiting = reading.add()
 
@@ -307,6 +307,14 @@ class Feed:
 
         self._read(question, plan, owner).addCallbacks(done, failed)
         return waiting
+
+    def _doubt(self, query: Query) -> Query:
+        """Where nobody hears of other programs, have the rows read anew by a step that begins from now on: whoever asks
+        now gets what there is now."""
+        if not self.sees_all(query.question.model):
+            self._doubted[query] = None
+            self._step_soon()
+        return query
 
     @inlineCallbacks
     def _read(self, question: Question, plan: Plan, owner: Any) -> Generator[Any, Any, Query]:
@@ -646,6 +654,11 @@ class Feed:
                 if number >= since and not (found.known and query.depends.isdisjoint(found.members)):
                     self._outdate(query)
             yield
+        doubted, self._doubted = self._doubted, {}
+        for query in doubted:
+            watched = self._watched.get(query.question.model)
+            if watched is not None and watched.queries.get(query.question) is query:
+                self._outdate(query)
         for number, found in self._past:
             for model, since in first.items():
                 if number >= since and model in found.keys:
