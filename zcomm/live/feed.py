@@ -95,6 +95,7 @@ class _Found:
     """What a step has read: by model the keys of the rows that have changed, and those of them that are there; ``None``
     where all of its queries have to be read anew.
 
+    :ivar keys: also of models that nobody asks yet: somebody's first rows of them may be read meanwhile.
     :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
         missing.
     """
@@ -109,7 +110,6 @@ class _Found:
     def absorb(self, later: _Found) -> None:
         """Be what has changed in this step or in a later one; rows have been let go of."""
         self.known = self.known and later.known
-        self.members |= later.members
         for name, keys in later.keys.items():
             mine = self.keys.setdefault(name, set())
             if mine is None or keys is None or len(mine) + len(keys) > MAX_KEYS:
@@ -601,29 +601,32 @@ class Feed:
         for name, keys in extra.items():
             _merge(told, name, keys)
         names = [name for name, watched in self._watched.items() if len(watched)]
+        is_whole = False
         try:
             found: _Found = yield self._thread(self._find, names, told)
-        except BaseException:
-            for name, keys in told.items():
-                _merge(self._told, name, keys)
-            raise
-        if found.keys:
-            self._found_at = self._clock.seconds()
-        is_unknown, self._all_unknown = self._all_unknown, False
-        try:
-            self._number = number
-            if self._since or self._joining:
-                self._remember(number, found)
-            if is_unknown or not found.known:
-                found.known = False
-                for watched in self._watched.values():
-                    for query in watched.queries.values():
-                        self._outdate(query)
-            yield from self._slices(self._look_at_members(found))
-            yield from self._settle(found, names)
+            if not found.keys.keys().isdisjoint(names):
+                self._found_at = self._clock.seconds()
+            is_unknown, self._all_unknown = self._all_unknown, False
+            try:
+                self._number = number
+                if self._since or self._joining:
+                    self._remember(number, found)
+                if is_unknown or not found.known:
+                    found.known = False
+                    for watched in self._watched.values():
+                        for query in watched.queries.values():
+                            self._outdate(query)
+                yield from self._slices(self._look_at_members(found))
+                is_whole = yield from self._settle(found, names)
+            finally:
+                found.rows, found.forms, found.member_rows = {}, {}, {}
+                yield self._thread(self._changes.end)
         finally:
-            found.rows, found.forms, found.member_rows = {}, {}, {}
-            yield self._thread(self._changes.end)
+            if not is_whole:
+                # It may have ended early without an error; what was told here no log tells again.
+                self._is_due = True
+                for name, keys in told.items():
+                    _merge(self._told, name, keys)
         yield from self._slices(self._listener.step())
 
     def _remember(self, number: int, found: _Found) -> None:
@@ -651,7 +654,7 @@ class Feed:
             self._coming.pop(query.question, None)
             first[model] = min(since, first.get(model, since))
             for number, found in self._past:
-                if number >= since and not (found.known and query.depends.isdisjoint(found.members)):
+                if number >= since and not (found.known and query.depends.isdisjoint(found.keys)):
                     self._outdate(query)
             yield
         doubted, self._doubted = self._doubted, {}
@@ -677,18 +680,17 @@ class Feed:
         try:
             for name in others:
                 self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
-            for name in names:
-                keys = set(changes.keys.get(name, ()) or ())
-                mine = told.get(name, set())
+            for name in dict.fromkeys((*names, *changes.keys, *told)):
+                seen, mine = changes.keys.get(name, ()), told.get(name, ())
                 is_large = name in self._large
                 self._large.discard(name)
-                if changes.keys.get(name, ()) is None or mine is None or is_large or len(keys | mine) > MAX_KEYS:
+                keys = None if seen is None or mine is None or is_large else {*seen, *mine}
+                if keys is None or len(keys) > MAX_KEYS:
                     found.keys[name] = None
-                    continue
-                keys |= mine
-                if keys and found.known:
+                elif keys and found.known:
                     found.keys[name] = keys
-                    self._find_rows(name, list(keys), found)
+                    if name in names:
+                        self._find_rows(name, list(keys), found)
         except BaseException:
             log.end()
             raise
@@ -757,8 +759,8 @@ class Feed:
     def _execution(self) -> Execution:
         return self._store.execution
 
-    def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, None]:
-        """Find out what has become of the queries."""
+    def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, bool]:
+        """Find out what has become of the queries; whether that is all that the step was about."""
         touched: Touched[Query] = {}
         unsure: Touched[Query] = {}
         for name in names:
@@ -790,7 +792,7 @@ class Feed:
         yield from self._slices(self._change(touched))
         stale = [query for query in self._readable() if query.watchers and not query.fault]
         if is_broken:
-            return
+            return False
         if stale:
             anew = yield self._thread(self._read_anew, stale)
             took = max((query.took for query, _, _ in anew), default=0.0)
@@ -804,11 +806,12 @@ class Feed:
                     yield self._turn()
                     until = perf_counter() + SLICE
             if any(isinstance(rows, Fault) for _, _, rows in anew):
-                return
+                return False
         if self._memberships.unknown:
             members = yield self._thread(self._read_members, list(self._memberships.unknown))
             for membership, keys_of in members:
                 self._memberships.learn(membership, keys_of)
+        return True
 
     def _look_at_members(self, found: _Found) -> Iterator[None]:
         """Have the queries read anew whose rows are in reach by other rows now."""

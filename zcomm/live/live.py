@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Set
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Set
 from time import perf_counter
 from typing import Any
 
@@ -283,12 +283,19 @@ class LiveQueries:
     def _judge_on(self, waiting: Iterator[Subscriber]) -> None:
         until = perf_counter() + SLICE
         for subscriber in waiting:
-            for subscription in list(subscriber.queries.values()):
-                if not self._is_as_before(subscription):
-                    self._judge_anew(subscription)
+            self._judge(subscriber, subscriber.queries.values())
             if perf_counter() > until:
                 self._reactor.callLater(0, self._judge_on, waiting)
                 return
+
+    def _judge(self, subscriber: Subscriber, subscriptions: Iterable[Subscription]) -> None:
+        """Judge those of a connection anew whose rights are others now; all of its queries go on together then."""
+        changed = [subscription for subscription in subscriptions if not self._is_as_before(subscription)]
+        if changed:
+            subscriber.judging += 1
+            for subscription in changed:
+                self._judge_anew(subscription)
+            self._is_judged(None, subscriber)
 
     def _judge_anew(self, subscription: Subscription) -> None:
         """Let a subscription be what it would be if it were asked for now."""
@@ -299,7 +306,6 @@ class LiveQueries:
         subscriber = subscription.subscriber
         subscriber.notes.pop(subscription.asked.query, None)
         self.feed.leave(query, subscription)
-        # All queries of a connection go on together.
         subscriber.judging += 1
         self._judged(subscription).addErrback(self._not_judged, subscription).addBoth(self._is_judged, subscriber)
 
@@ -376,11 +382,10 @@ class LiveQueries:
         """Tell all that has been noted."""
         noted, self._noted = self._noted, {}
         for subscriber in noted:
-            for name in list(subscriber.notes):
-                subscription = subscriber.queries.get(name)
-                if subscription is not None and not self._is_as_before(subscription):
-                    # Nothing is told by rights that are no more.
-                    self._judge_anew(subscription)
+            # Nothing is told by rights that are no more.
+            self._judge(
+                subscriber, [subscriber.queries[name] for name in subscriber.notes if name in subscriber.queries]
+            )
             self._tell(subscriber)
             yield
         models, self._unsaid = self._unsaid, set()
@@ -390,16 +395,19 @@ class LiveQueries:
 
     def _tell_sees(self, subscriber: Subscriber, models: Set[str]) -> None:
         """Tell whose changes are seen of ``models``, and judge anew what goes by memberships in them."""
+        concerned = [
+            subscription
+            for subscription in subscriber.queries.values()
+            if (query := subscription.query) is not None
+            and not models.isdisjoint((query.question.model, *query.depends))
+        ]
+        self._judge(subscriber, concerned)
         notes = {}
-        for name, subscription in list(subscriber.queries.items()):
-            query = subscription.query
-            if query is None or models.isdisjoint((query.question.model, *query.depends)):
+        for subscription in concerned:
+            query, name = subscription.query, subscription.asked.query
+            if query is None or subscriber.queries.get(name) is not subscription or query.question.model not in models:
                 continue
-            if not self._is_as_before(subscription):
-                self._judge_anew(subscription)
-            elif query.question.model not in models:
-                continue
-            elif subscriber.is_blocked:
+            if subscriber.is_blocked or subscription.is_behind:
                 # It is in what tells all rows.
                 subscription.is_behind = True
             else:
@@ -428,10 +436,9 @@ class LiveQueries:
 
     def _tell(self, subscriber: Subscriber) -> None:
         """Tell a client what it has not been told, in one event, or in several where all rows of queries are many."""
-        for subscription in list(subscriber.queries.values()):
-            if subscription.is_behind and subscription.query is not None and not self._is_as_before(subscription):
-                subscription.is_behind = False
-                self._judge_anew(subscription)
+        self._judge(
+            subscriber, [each for each in subscriber.queries.values() if each.is_behind and each.query is not None]
+        )
         notes = subscriber.due()
         size = sum(map(len, notes.values()))
         for name, subscription in subscriber.queries.items():

@@ -1,0 +1,204 @@
+"""What changes while the rows of a live query are read, while a step fails, and while rights change."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.liverows import Rows, ask, events, texts, write
+from support.postgres import Cluster
+from support.rawclient import RawClient
+from support.served import Served
+from support.waiting import wait_until
+from twisted.internet.defer import Deferred
+
+from zcomm.auth.policy import Policy
+
+SCHEMA = """
+Notes:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  owner: {type: str}
+  text: {type: str}
+Parts:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  owner: {type: str}
+  text: {type: str}
+Members:
+  _model: {live: true}
+  id: {type: int, pk: true}
+  owner: {type: str}
+  user: {type: str}
+Plain:
+  id: {type: int, pk: true}
+  owner: {type: str}
+  text: {type: str}
+"""
+POLICY = """
+admin: {models: "*"}
+member:
+  models:
+    Notes: [read]
+    Parts: {actions: [read], rows: {owner: {in: {model: Members, field: owner, where: {user: $name}}}}}
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
+    server = await Served(tmp_path, policy=POLICY, config=config).start()
+    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    yield server
+    await server.stop()
+
+
+def slow_reads(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Callable[[], None]]:
+    """Have what the database says to those who ask first come late: what it has said, and what lets it come."""
+    store = served.comm.zcli.live._store
+    find = store.find
+    said: list[Any] = []
+    held: list[tuple[Deferred[Any], Any]] = []
+
+    def hold(answer: Any) -> Deferred[Any]:
+        said.append(answer)
+        held.append((Deferred(), answer))
+        return held[-1][0]
+
+    def let_go() -> None:
+        monkeypatch.undo()
+        for deferred, answer in held:
+            deferred.callback(answer)
+
+    monkeypatch.setattr(store, "find", lambda *asked: find(*asked).addCallback(hold))
+    return said, let_go
+
+
+async def first_rows(client: RawClient) -> list[dict[str, Any]]:
+    """The rows of the next reply."""
+    while "result" not in (message := await client.next_json()):
+        pass
+    rows: list[dict[str, Any]] = message["result"]["rows"]
+    return rows
+
+
+async def watching(served: Served, url: str, client: RawClient) -> Rows:
+    """A query on notes, once the log of changes is known to lack nothing."""
+    rows = await Rows(client, "q").ask("Notes")
+    log: Any = served.comm.zcli.live.feed._changes
+    await wait_until(lambda: log._known if url.startswith("sqlite") else log._read, "the log")
+    write(url, """INSERT INTO "Notes" (id, text) VALUES (0, 'a')""")
+    await rows.until(lambda rows: len(rows) == 1)
+    return rows
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_first_query_of_a_model_has_what_was_changed_while_it_was_read(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """By another program as well, in steps that no query of this model has taken part in."""
+    admin, other = await served.client(), await served.client()
+    everything = await watching(served, url, admin)
+    for model, change in (
+        ("Parts", """INSERT INTO "Parts" (id, text) VALUES (1, 'new')"""),
+        ("Plain", None),
+    ):
+        said, let_go = slow_reads(served, monkeypatch)
+        other.send_json({"zKey": "zLive", "zHorizontal": {"query": model, "model": model}, "_requestId": 1})
+        await wait_until(lambda said=said: said, "what the database says")
+        if change is None:
+            await served.comm.zcli.data.create("test", model, {"text": "new"})
+        else:
+            write(url, change)
+        count = len(everything.rows)
+        write(url, f"""INSERT INTO "Notes" (id, text) VALUES ({count}, 'a')""")
+        await everything.until(lambda rows, count=count: len(rows) == count + 1)
+        rows = Rows(other, model)
+        rows.seen = len(events(other))
+        let_go()
+        rows.rows = await first_rows(other)
+        assert rows.rows == []
+        assert texts(await rows.until(lambda rows: rows != [])) == ["new"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_loses_a_membership_while_its_first_rows_are_read_loses_them(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where nobody has asked by such a membership before."""
+    write(
+        url,
+        """INSERT INTO "Members" (id, owner, "user") VALUES (1, 'o', 'ann')""",
+        """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'secret')""",
+    )
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    everything = await watching(served, url, admin)
+    said, let_go = slow_reads(served, monkeypatch)
+    ann.send_json({"zKey": "zLive", "zHorizontal": {"query": "q", "model": "Parts"}, "_requestId": 1})
+    await wait_until(lambda: said, "what the database says")
+    write(url, """DELETE FROM "Members" WHERE id = 1""", """INSERT INTO "Notes" (id, text) VALUES (1, 'a')""")
+    await everything.until(lambda rows: len(rows) == 2)
+    rows = Rows(ann, "q")
+    let_go()
+    rows.rows = await first_rows(ann)
+    assert texts(rows.rows) == ["secret"]
+    await rows.until(lambda rows: rows == [])
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_step_could_not_tell_is_told_by_the_next(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also what nobody logs, and what the database is asked about while it fails."""
+    admin, other = await served.client(), await served.client()
+    await watching(served, url, admin)
+    asked = {"where": {"text__ilike": "N%"}}
+    rows = await Rows(other, "plain").ask("Plain", **asked)
+    log: Any = served.comm.zcli.live.feed._changes
+    run = log.run
+    runs: list[str] = []
+
+    def run_once_badly(sql: str, *others: Any) -> Any:
+        # First the rows are read, and then it is asked which of them match.
+        runs.append(sql)
+        return run("SELECT * FROM zcomm_no_such_table", (), None) if len(runs) == 2 else run(sql, *others)
+
+    monkeypatch.setattr(log, "run", run_once_badly)
+    await served.comm.zcli.data.create("test", "Plain", {"text": "new"})
+    assert texts(await rows.until(lambda rows: rows != [])) == ["new"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_queries_that_others_ask_by_the_new_rights_wait_for_those_that_nobody_does(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """All queries of a connection have their new rows in one event."""
+    for model in ("Notes", "Parts"):
+        write(url, *[f"""INSERT INTO "{model}" (id, owner) VALUES ({id}, '{id}')""" for id in (1, 2)])
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    member = 'admin: {{models: "*"}}\nmember: {{models: {{Notes: {0}, Parts: {0}}}}}'
+    policy.become(Policy.from_yaml(member.format("[read]"), "test"))
+    ann, bob = [await served.client(token=served.tokens[name]) for name in ("ann", "bob")]
+    notes, parts = await Rows(ann, "notes").ask("Notes"), await Rows(ann, "parts").ask("Parts")
+    feed = served.comm.zcli.live.feed
+    policy.become(Policy.from_yaml(member.format("{actions: [read], rows: {owner: '2'}}"), "test"))
+    assert len((await Rows(bob, "notes").ask("Notes")).rows) == 1
+    await wait_until(lambda: not (feed._coming or feed.is_running), "the end of a step")
+    said, let_go = slow_reads(served, monkeypatch)
+    served.comm.judge_live()
+    await wait_until(lambda: said, "what the database says")
+    await ask(ann, "ping", None)
+    assert events(ann) == []
+    let_go()
+    await parts.until(lambda rows: len(rows) == 1)
+    assert len(notes.now()) == 1
+    assert [set(event["queries"]) for event in events(ann)] == [{"notes", "parts"}]
+    await served.stands()
