@@ -29,6 +29,16 @@ export function launch(switches = []) {
   return chromium.launch({ ...OPTIONS, args: [...OPTIONS.args, ...switches] });
 }
 
+/** A browser, once all that the tests need besides, promised by `starts`, is there. Where one of these fails, the browser is
+ * closed: nobody else would have it, and it would keep the run from ending. */
+export async function launchBeside(...starts) {
+  const [launched, ...others] = await Promise.allSettled([launch(), ...starts]);
+  const failed = [launched, ...others].find(({ status }) => status === 'rejected');
+  if (failed === undefined) return launched.value;
+  await launched.value?.close();
+  throw failed.reason;
+}
+
 /** A browser whose profile, with history and all, is kept in `directory`. */
 export function launchIn(directory) {
   return chromium.launchPersistentContext(directory, OPTIONS);

@@ -5,7 +5,7 @@ import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { zBifrost } from '../../js/zBifrost.js';
-import { isState, launch, openTab } from './browser.mjs';
+import { isState, launchBeside, openTab } from './browser.mjs';
 import { Server, given } from './server.mjs';
 
 const TOPIC = 'room:demo';
@@ -62,7 +62,7 @@ class Wire {
 
 before(async () => {
   wire = new Wire();
-  [browser] = await Promise.all([launch(), server.start(), wire.open()]);
+  browser = await launchBeside(server.start(), wire.open());
   const [one, two] = await Promise.all([Server.token('alice', 'admin'), Server.token('bob', 'admin')]);
   tokens = { alice: one, bob: two };
   [alice, bob] = await Promise.all([visit(server.port, one), visit(wire.port, two)]);

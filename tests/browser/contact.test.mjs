@@ -8,7 +8,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { createClient, zBifrost } from '../../js/zBifrost.js';
-import { DEADLINE, isState, launch, openTab } from './browser.mjs';
+import { DEADLINE, isState, launchBeside, openTab } from './browser.mjs';
 import { Server, given } from './server.mjs';
 
 const SCHEMA = `
@@ -113,7 +113,7 @@ let tokens;
 let page;
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start()]);
+  browser = await launchBeside(server.start());
   const [admin, writer, guest] = await Promise.all(
     ['admin', 'writer', 'guest'].map((role) => Server.token(`a ${role}`, role)),
   );

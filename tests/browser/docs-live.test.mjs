@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { after, before, describe, it } from 'node:test';
-import { launch, openTab } from './browser.mjs';
+import { launchBeside, openTab } from './browser.mjs';
 import { Server, given } from './server.mjs';
 
 /* A page of a dozen lines has no icon; and the server is away for a while. */
@@ -15,7 +15,7 @@ describe('the page of docs/live.rst', () => {
   const write = (statement) => execFileSync(given.twistd[0], ['-c', WRITE, given.database, statement]);
   let browser;
   before(async () => {
-    [browser] = await Promise.all([launch(), server.start()]);
+    browser = await launchBeside(server.start());
   });
   after(async () => {
     await browser?.close();

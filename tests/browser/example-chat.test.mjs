@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, afterEach, before, it } from 'node:test';
 import { createClient } from '../../js/zBifrost.js';
-import { launch, openTab } from './browser.mjs';
+import { launchBeside, openTab } from './browser.mjs';
 import { Network } from './proxy.mjs';
 import { Server } from './server.mjs';
 
@@ -19,7 +19,7 @@ let ada;
 let ben;
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start(), network.start()]);
+  browser = await launchBeside(server.start(), network.start());
   [ada, ben] = await Promise.all([visit('ada', 'member'), visit('ben', 'member', network.port)]);
 });
 

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, it } from 'node:test';
 import { promisify } from 'node:util';
 import { zBifrost } from '../../js/zBifrost.js';
-import { launch, openTab } from './browser.mjs';
+import { launchBeside, openTab } from './browser.mjs';
 import { Network } from './proxy.mjs';
 import { Server, given } from './server.mjs';
 
@@ -22,7 +22,7 @@ let one;
 let two;
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start(), network.start()]);
+  browser = await launchBeside(server.start(), network.start());
   token = await Server.token('viewer', 'member');
   [one, two] = await Promise.all([visit(), visit(network.port, { viewport: { width: 390, height: 780 } })]);
 });

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, afterEach, before, it } from 'node:test';
 import { zBifrost } from '../../js/zBifrost.js';
-import { launch, openTab } from './browser.mjs';
+import { launchBeside, openTab } from './browser.mjs';
 import { Network } from './proxy.mjs';
 import { Server } from './server.mjs';
 
@@ -22,7 +22,7 @@ let ada;
 let ben;
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start(), network.start()]);
+  browser = await launchBeside(server.start(), network.start());
   client = new zBifrost(`ws://127.0.0.1:${server.port}`, await Server.token('a program', 'member'));
   await client.connect();
   plan = (await client.create('Boards', { title: 'Plan' })).id;

@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
-import { isState, launch, openTab } from './browser.mjs';
+import { isState, launchBeside, openTab } from './browser.mjs';
 import { Server } from './server.mjs';
 
 const FIELDS = `
@@ -64,7 +64,7 @@ const kept = () =>
   );
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start()]);
+  browser = await launchBeside(server.start());
   tab = await openTab(browser);
   await tab.goto(`http://127.0.0.1:${server.port}/`);
   await tab.getByLabel('Token').fill(await Server.token('alice', 'admin'));

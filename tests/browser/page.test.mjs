@@ -4,7 +4,7 @@ import { mkdtemp, readdir, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
-import { isState, launch, launchIn, openTab, rowOf } from './browser.mjs';
+import { isState, launchBeside, launchIn, openTab, rowOf } from './browser.mjs';
 import { Server, given } from './server.mjs';
 
 const server = new Server();
@@ -14,7 +14,7 @@ let one;
 let two;
 
 before(async () => {
-  [browser] = await Promise.all([launch(), server.start()]);
+  browser = await launchBeside(server.start());
   const links = await Promise.all([server.link(), server.link()]);
   [link] = links;
   [one, two] = [await openTab(browser), await openTab(browser)];

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
 from support.docs_blocks import block, runs
 from support.serverprocess import CHECKOUT, clean_environ, scripts, twistd_command
 
@@ -59,6 +61,14 @@ def run_in_chromium(file: str, tmp_path: Path, **more: object) -> None:
         shutil.rmtree(profiles, ignore_errors=True)
     assert process.returncode == 0, output
     assert "# fail 0" in output and "# pass 0" not in output, output
+
+
+def test_a_server_that_does_not_start_ends_the_run_with_what_it_said(tmp_path: Path) -> None:
+    """No browser is left that keeps it until its deadline, and no file starts one so that it could."""
+    with pytest.raises(AssertionError, match="the server ended:"):
+        run_in_chromium("live.test.mjs", tmp_path, twistd=["false"])
+    for file in Path(__file__).parent.glob("*.test.mjs"):
+        assert not re.search(r"all\(\[\s*launch", file.read_text("utf-8")), file.name
 
 
 def test_demo_page(tmp_path: Path) -> None:
