@@ -20,11 +20,12 @@ let open = null;
 let parts = [];
 
 /** What a dialog knows of its row: see condition.js; and `now`, the row of which the visitor has been told that it has
- * become this, and has not yet said to go on with. */
+ * become this, and has not yet said to go on with; and whether they have been told that it is `gone`. */
 function opened(dialog, what) {
   const { row, fields } = what;
   const names = Object.keys(fields).length > 0 ? shown(fields) : Object.keys(row ?? {});
-  const state = { now: null, told: new Set(), loose: new Set(), unfit: new Set(), busy: false, doubtful: false };
+  const sets = { told: new Set(), loose: new Set(), unfit: new Set() };
+  const state = { ...sets, now: null, gone: false, busy: false, doubtful: false };
   open = { ...what, ...state, dialog, client, visit, names };
   showError($(`${dialog}-error`), null);
   $(`${dialog}-changed`).hidden = true;
@@ -318,7 +319,9 @@ export async function review(concerns = () => true) {
   }
   try {
     const now = await present(mine);
-    if (now === null) tell(GONE);
+    if (now !== null && mine.gone) tell('');
+    mine.gone = now === null;
+    if (mine.gone) tell(GONE);
     else if (idle() && differences(mine, now, typedValues(mine)).length > 0) tellChanges(mine, now);
   } catch {
     // Whoever saves is told.

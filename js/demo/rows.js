@@ -1,7 +1,7 @@
 /** The table: the rows of one model, searched, sorted, and kept live by the server, whoever changes them. */
 import { dropRows, showRows } from './body.js';
 import { client, on } from './connection.js';
-import { description } from './description.js';
+import { describe, description } from './description.js';
 import { $, allow, counted, make, showError, words } from './dom.js';
 import { shown as fieldsToShow } from './fields.js';
 import { openRecord, openRemoval, review } from './record.js';
@@ -80,17 +80,28 @@ function leave() {
 }
 
 /** Show what has become of the query. What cannot be kept live is read, this once. */
-function hear(mine, found, change, read) {
+async function hear(mine, found, change, read) {
   const { error, status } = mine.live;
   if (change.kind !== 'same') {
     take(found, change.kind === 'change' ? [...change.added, ...change.changed.map(({ row }) => row)] : found);
-    const { removed, changed } = change;
-    const touched = (key) => [...removed, ...changed.map(({ row }) => row)].some((row) => keyOf(row) === key);
+    const { added, removed, changed } = change;
+    const touched = (key) => [...removed, ...added, ...changed.map(({ row }) => row)].some((row) => keyOf(row) === key);
     review((where_) => touched(stringify(where_)));
   }
   showState();
   if (change.kind === 'initial') $('rows-found').textContent = countOf(found);
-  if (error !== null && ['error', 'loading'].includes(status)) readOnce(mine, read);
+  if (change.kind === 'reset' || (status === 'error' && error.code === 'permission_denied')) await offerAnew(mine);
+  if (query === mine && error !== null && ['error', 'loading'].includes(status)) readOnce(mine, read);
+}
+
+/** Other rights may be why: offer what there is now, and follow it where it is something else. */
+async function offerAnew(mine) {
+  await describe();
+  if (query !== mine || !mine.client.connected) return;
+  offerModels();
+  if (query !== null) return;
+  follow();
+  review();
 }
 
 async function readOnce(mine, read) {
@@ -104,7 +115,10 @@ async function readOnce(mine, read) {
     review();
   } catch (error) {
     if (!isAsked() || !mine.client.connected) return;
-    if (mine.live.status === 'error') clearRows('The rows cannot be read.');
+    if (mine.live.status === 'error') {
+      clearRows('The rows cannot be read.');
+      $('again').hidden = false;
+    }
     showFilterError(words(error));
   }
 }

@@ -17,12 +17,21 @@ Followed:
   _model: {live: true}${FIELDS}
 Own:${FIELDS}`;
 const MANY = 1000;
+/* What a member may, from one policy to the next. */
+const policy = (rights) => `
+admin: {models: "*", topics: {"*": "*"}}
+member: {models: {${rights}}, topics: {"*": "*"}}
+`;
 
 const place = Server.dataDirectory('live');
 const database = join(place, 'rows.db');
 mkdirSync(place);
 writeFileSync(join(place, 'schema.yaml'), SCHEMA);
-const server = new Server('--schema', join(place, 'schema.yaml'), '--database', `sqlite:///${database}`);
+writeFileSync(join(place, 'policy.yaml'), policy('Followed: [read]'));
+const server = new Server(
+  ...['--schema', join(place, 'schema.yaml'), '--policy', join(place, 'policy.yaml')],
+  ...['--database', `sqlite:///${database}`],
+);
 let browser;
 let tab;
 
@@ -63,13 +72,19 @@ const kept = () =>
       }),
   );
 
+/** The page as somebody with a role has it. */
+async function visit(name, role) {
+  const opened = await openTab(browser);
+  await opened.goto(`http://127.0.0.1:${server.port}/`);
+  await opened.getByLabel('Token').fill(await Server.token(name, role));
+  await opened.keyboard.press('Enter');
+  await isState(opened, 'connected');
+  return opened;
+}
+
 before(async () => {
   browser = await launchBeside(server.start());
-  tab = await openTab(browser);
-  await tab.goto(`http://127.0.0.1:${server.port}/`);
-  await tab.getByLabel('Token').fill(await Server.token('alice', 'admin'));
-  await tab.keyboard.press('Enter');
-  await isState(tab, 'connected');
+  tab = await visit('alice', 'admin');
 });
 after(async () => {
   await browser?.close();
@@ -124,6 +139,16 @@ describe('rows of a live model', () => {
     sql(`UPDATE "Followed" SET size = 300 WHERE id = 4`);
     await tab.getByText('Size: 200 → 300').waitFor();
     await tab.keyboard.press('Escape');
+    await tab.keyboard.press('Enter');
+    await tab.getByRole('dialog', { name: 'Edit Don' }).waitFor();
+    sql(`DELETE FROM "Followed" WHERE id = 4`);
+    await tab.getByText('This row is gone').waitFor();
+    sql(insert([4, 'Don', 301]));
+    await tab.getByText('Size: 300 → 301').waitFor();
+    assert.equal(await tab.getByText('This row is gone').isVisible(), false);
+    await tab.keyboard.press('Escape');
+    await areShown('Eva', 'Bob', 'Ann', 'Don');
+    await button.or(tab.getByRole('button', { name: 'Edit Don', exact: true })).focus();
     sql(`DELETE FROM "Followed" WHERE id = 4`);
     await areShown('Eva', 'Bob', 'Ann');
     assert.equal(await tab.evaluate(() => document.activeElement.id), 'rows-title');
@@ -142,6 +167,46 @@ describe('rows of a live model', () => {
     assert.deepEqual(await kept(), ['Eve name', 'Bob']);
     sql(`UPDATE "Followed" SET size = 0 WHERE id = 2`);
     await areShown('Bob', 'Fay', 'Eve');
+  });
+});
+
+describe('rights that change while one looks', () => {
+  const member = () => visit('bob', 'member');
+  const allow = (rights) => {
+    writeFileSync(join(place, 'policy.yaml'), policy(rights));
+    process.kill(server.pid, 'SIGHUP');
+  };
+  const heads = (guest, ...names) =>
+    guest.waitForFunction(
+      (wanted) => [...document.querySelectorAll('#rows-head th[data-field]')].map((th) => th.textContent).join() === wanted,
+      names.join(),
+    );
+
+  it('take away what the page offers of a model, and the model, and the last one', async () => {
+    const guest = await member();
+    await guest.locator('#rows-body tr').first().waitFor();
+    await heads(guest, 'ID', 'Name', 'Size');
+    allow('Followed: {actions: [read], fields: {hide: [size]}}, Own: [read]');
+    await heads(guest, 'ID', 'Name');
+    await guest.locator('#rows-body tr').first().waitFor();
+    await guest.locator('#rows-state-text', { hasText: /^Live$/ }).waitFor();
+    allow('Own: [read]');
+    await guest.locator('#model-name', { hasText: 'Own' }).waitFor();
+    await guest.locator('#rows-empty', { hasText: 'No rows yet' }).waitFor();
+    allow('Else: [read]');
+    await guest.getByText('This server tells of no models that you may use.').waitFor();
+    assert.deepEqual(guest.complaints, []);
+    await guest.context().close();
+  });
+
+  it('that are refused can be asked for again', async () => {
+    const filter = tab.getByLabel('Filter', { exact: true });
+    await filter.fill('{"nope": 1}');
+    await tab.keyboard.press('Enter');
+    await tab.getByText('The rows cannot be read.').waitFor();
+    await tab.getByRole('button', { name: 'Read again' }).click();
+    await filter.fill('');
+    await state('Live');
   });
 });
 

@@ -141,6 +141,7 @@ def test_chat_of_the_docs(tmp_path: Path) -> None:
         pages.append({"name": name, "options": ["--www", str(directory)]})
     # What Python has of SQLite does it as well; the shell need not be there.
     path, statement = shlex.split(block("readme-live-write").text)[1:]
+    assert '"Users"' in statement, "PostgreSQL finds no other"
     run_in_chromium("docs-chat.test.mjs", tmp_path, pages=pages, write=[path.removeprefix("~/"), statement])
 
 
