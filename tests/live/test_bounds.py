@@ -10,10 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, write
+from support.liverows import Rows, ask, events, texts, write
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
+from twisted.internet.defer import Deferred
 
 from zcomm.data.models import Column
 from zcomm.data.requests import parse_command
@@ -171,10 +172,48 @@ async def test_an_odd_text_is_as_a_read_has_it(served: Served, url: str):
 
 
 @pytest_twisted.ensureDeferred
-async def test_queries_that_take_long_keep_others_waiting_for_a_part_of_the_time(
-    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_queries_that_take_long_keep_no_others_waiting(
+    tmp_path: Path, postgresql: Cluster, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Once one was read anew they rest, while others go on; then it is their turn again, whoever writes."""
+    """One whose rows take long to be read is read beside steps, which go on without it. The next one takes its rows and
+    what has changed meanwhile."""
+    monkeypatch.setattr(feeds, "STEP_SECONDS", 0.0)
+    with psycopg.connect(postgresql_url, autocommit=True) as other:
+        other.execute("CREATE TABLE entries (id int PRIMARY KEY, text text)")
+        other.execute(
+            'CREATE VIEW "Slow" AS SELECT id, text FROM entries '
+            "WHERE (SELECT pg_advisory_xact_lock_shared(77)) IS NOT NULL"
+        )
+        (tmp_path / "schema.yaml").write_text(f"{SCHEMA}Slow:\n  id: {{type: int, pk: true}}\n  text: {{type: str}}\n")
+        config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
+        served = await Served(tmp_path, config=config).start()
+        feed: Feed = served.comm.zcli.live.feed
+        try:
+            client, second = await served.client(), await served.client()
+            slow, quick = await Rows(client, "slow").ask("Slow"), await Rows(client, "quick").ask("Parts")
+            other.execute("SELECT pg_advisory_lock(77)")
+            answer = Deferred.fromCoroutine(Rows(second, "slow").ask("Slow"))
+            await wait_until(lambda: feed._beside, "the read beside steps")
+            for number in range(1, 6):
+                write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
+                await quick.until(lambda rows, most=number: len(rows) == most)
+            assert not answer.called and feed._beside
+            other.execute("INSERT INTO entries VALUES (1, 'a')")
+            other.execute("SELECT pg_advisory_unlock(77)")
+            # The read that waited has a snapshot of before.
+            await answer
+            again = await Rows(await served.client(), "slow").ask("Slow")
+            assert texts(again.rows) == ["a"]
+            assert texts(await slow.until(lambda rows: len(rows) == 1)) == ["a"]
+            await wait_until(lambda: not feed._beside and not feed._past, "the end of what was kept for it")
+            await served.stands()
+        finally:
+            await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_takes_long_rests(tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch):
+    """So many times as long as it took; then it is its turn again, whoever writes, and nothing was missed."""
     monkeypatch.setattr(feeds, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(feeds, "SLOW_REST", 0.0)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
@@ -184,24 +223,29 @@ async def test_queries_that_take_long_keep_others_waiting_for_a_part_of_the_time
     try:
         client = await served.client()
         slow, quick = await Rows(client, "slow").ask("Notes"), await Rows(client, "quick").ask("Parts")
-        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (0)""", """INSERT INTO "Parts" VALUES (0)""")
-        await slow.until(lambda rows: len(rows) == 1)
-        await quick.until(lambda rows: len(rows) == 1)
+        for number in range(3):
+            write(postgresql_url, f"""INSERT INTO "Notes" (id) VALUES ({number})""", """TRUNCATE "Notes" """)
+            write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
+            await quick.until(lambda rows, most=number: len(rows) == most + 1)
+            await slow.until(lambda rows: not rows)
         await wait_until(lambda: not (feed._stale or feed.is_running or feed._is_due), "all rows as they are")
         monkeypatch.setattr(feeds, "SLOW_REST", 1e6)
+        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
+        await slow.until(lambda rows: len(rows) == 1)
         write(postgresql_url, """TRUNCATE "Notes" """)
         await slow.until(lambda rows: not rows)
         write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
         await slow.until(lambda rows: len(rows) == 1)
         write(postgresql_url, """TRUNCATE "Notes" """)
-        for number in range(1, 6):
+        for number in range(3, 8):
             write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
             await quick.until(lambda rows, most=number: len(rows) == most + 1)
-        assert len(slow.now()) == 1 and len(feed._stale) == 1
-        monkeypatch.setattr(feeds, "SLOW_REST", 1.0)
+        assert len(slow.now()) == 1 and len(feed._stale) == 1 and not feed._beside
+        monkeypatch.setattr(feeds, "SLOW_REST", 0.0)
         await wait_until(lambda: feed._slow_call, "the end of a step")
         assert feed._slow_call is not None
-        feed._slow_at = 0.0
+        for query in feed._stale:
+            query.rests_until = 0.0
         feed._slow_call.reset(0.0)
         await slow.until(lambda rows: not rows)
         for _ in range(2):

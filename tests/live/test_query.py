@@ -290,3 +290,16 @@ def test_many_queries_that_keep_one_row_cost_no_more_than_each_by_itself():
         watched.remove(query)
     assert not watched._keeping
     assert Compared.times < len(queries)
+
+
+def test_an_order_counts_where_there_are_several_rows():
+    """Of none and of one the digest is the same in any order; of two that stand as they did it is another."""
+    digests: list[set[str]] = [set(), set(), set()]
+    for order in (["total", "note"], ["note DESC"], ["total DESC", "id DESC"]):
+        table = Table(random.Random(1), {"where": {"status__in": ["new"]}, "order_by": order})
+        table.floats = 0
+        for number, found in enumerate(digests):
+            table.query.fill(table.read())
+            found.add(table.query.digest)
+            table.rows[number] = {"id": number, "status": "new", "total": 1, "note": "a"}
+    assert [len(found) for found in digests] == [1, 1, 3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.execution import Execution, bind
@@ -23,13 +25,13 @@ from zcomm.data.models import Model
 from zcomm.data.requests import Plan
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, InternalError, Invalid, TooBusy, Unavailable
+from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, TooBusy, Unavailable
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.memberships import Membership, Memberships
 from zcomm.live.query import Query
 from zcomm.live.requests import MAX_BYTES, Question
-from zcomm.live.rows import Form, Row, Unreadable
+from zcomm.live.rows import Entry, Form, Row, Unreadable
 from zcomm.live.watched import Touched, Watched
 from zcomm.runtime.collector import Collector
 from zcomm.runtime.deferreds import Waiters
@@ -47,7 +49,7 @@ HELD = 1.0
 SLICE = 0.002
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
 STEP_SECONDS = 0.1
-#: Once a query was read that takes longer than that, those like it rest, so many times as long as it took.
+#: A query that takes longer than that by itself is read beside steps. Then it rests, so many times as long as it took.
 SLOW_REST = 4.0
 #: Seconds that the read of one query may take, and how often in a row it may take longer: a database has its moments.
 QUERY_SECONDS, LATE = 0.5, 3
@@ -161,8 +163,11 @@ class Feed:
         self._doubted: dict[Query, None] = {}
         #: Those whose rows could not be read to find out what memberships they are.
         self._distrusted: set[str] = set()
-        #: When those may be read again that take long, and what begins a step then.
-        self._slow_at = float("-inf")
+        #: Those of them that are read beside steps, and what has become of it for the next step: their rows with the
+        #: seconds that it took, and the number of the first step that may have passed them by.
+        self._beside: dict[Query, None] = {}
+        self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
+        #: Begins a step when one of them has rested.
         self._slow_call: IDelayedCall | None = None
         #: The models of which so many rows have changed that they were too large together, and how often reads failed.
         self._large: set[str] = set()
@@ -325,20 +330,9 @@ class Feed:
         mark = object()
         # The step that runs, or the next one, may read before it and tell of what it has seen.
         since = self._since[mark] = self._number + 1
+        query.owner = owner
         try:
-            form = Form(model, question.fields + query.view.beside, query.raw, self._is_sqlite)
-            try:
-                rows, seconds = yield self._store.find(
-                    owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES
-                )
-            except Invalid:
-                if not query.has_spares:
-                    raise
-                # The rows that clients see may come to less.
-                query.has_spares = False
-                rows, seconds = yield self._store.find(
-                    owner, _wide(query, form), watched.key.columns, form.raw, MAX_BYTES
-                )
+            entries, seconds = yield self._rows_of_query(query, watched)
             if seconds > 2 * QUERY_SECONDS:
                 slow = TooBusy(
                     f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
@@ -346,7 +340,6 @@ class Feed:
                 )
                 slow.retryable = False
                 raise slow
-            entries = yield self._entries(query, form, rows)
         except Unreadable:
             raise InternalError("A row of it has a value that cannot be read") from None
         finally:
@@ -359,6 +352,22 @@ class Feed:
         if self._number >= since or self._is_running:
             self._step_soon()
         return query
+
+    @inlineCallbacks
+    def _rows_of_query(self, query: Query, watched: Watched[Query]) -> Generator[Any, Any, tuple[list[Entry], float]]:
+        """Read the rows of a query in a transaction of its own: a Deferred of them and of the seconds that it took."""
+        form = Form(watched.model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
+        find = partial(self._store.find, query.owner)
+        try:
+            rows, seconds = yield find(_wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+        except Invalid:
+            if not query.has_spares:
+                raise
+            # The rows that clients see may come to less.
+            query.has_spares = False
+            rows, seconds = yield find(_wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+        entries = yield self._entries(query, form, rows)
+        return entries, seconds
 
     def _watched_of(self, model: Model) -> Watched[Query]:
         watched = self._watched.get(model.name)
@@ -524,8 +533,9 @@ class Feed:
         if self._is_due or self._memberships.unknown or self._readable():
             self._step_soon(after)
             return
-        if self._stale and self._slow_call is None:
-            wait = max(self._slow_at - self._clock.seconds(), 0.0)
+        resting = [query.rests_until for query in self._stale if query not in self._beside]
+        if resting and self._slow_call is None:
+            wait = max(min(resting) - self._clock.seconds(), 0.0)
             self._slow_call = self._clock.callLater(wait, self._slow_again)
         if self._found_at is not None:
             self._look_soon()
@@ -544,14 +554,60 @@ class Feed:
             self._found_at = None
 
     def _slow_again(self) -> None:
-        """Have queries that take long read again: others had their time."""
+        """Have a query that takes long read again."""
         self._slow_call = None
         self._step_soon()
 
     def _readable(self) -> list[Query]:
-        """The queries that are to be read anew and may be, the ones that have waited for longest first."""
-        may_be_slow = self._clock.seconds() >= self._slow_at
-        return [query for query in self._stale if may_be_slow or query.took <= STEP_SECONDS]
+        """The queries that are to be read anew by a step, the ones that have waited for longest first."""
+        return [query for query in self._stale if query.took <= STEP_SECONDS and query not in self._beside]
+
+    def _read_beside(self) -> None:
+        """Read anew those that take long, which keeps no step waiting; each once it has rested."""
+        now = self._clock.seconds()
+        for query in list(self._stale):
+            is_due = query.took > STEP_SECONDS and query.rests_until <= now and query not in self._beside
+            if is_due and query.watchers and not query.fault:
+                self._beside[query] = None
+                mark = object()
+                since = self._since[mark] = self._number + 1
+                watched = self._watched[query.question.model]
+                self._rows_of_query(query, watched).addBoth(self._has_read, query, mark, since)
+
+    def _has_read(self, result: Any, query: Query, mark: object, since: int) -> None:
+        del self._since[mark]
+        self._renewals.append((query, since, result))
+        self._step_soon()
+
+    def _take(self, query: Query, result: tuple[list[Entry], float] | Failure) -> bool:
+        """Take what was read beside steps; returns whether these are its rows now."""
+        self._beside.pop(query, None)
+        watched = self._watched.get(query.question.model)
+        if query.fault or watched is None or watched.queries.get(query.question) is not query:
+            return False
+        now = self._clock.seconds()
+        if isinstance(result, Failure):
+            error = result.value
+            if isinstance(error, CommandError) and error.retryable:
+                query.late += isinstance(error, CommandTimeout)
+                query.rests_until = now + max(1.0, SLOW_REST * query.took)
+            elif isinstance(error, Unreadable):
+                self._unreadable(query)
+            elif isinstance(error, CommandError):
+                self._end_query(query, error)
+            else:
+                self._log.failure("a live query could not be read anew", result)
+                self._end_query(query, InternalError("It could not be read anew"))
+        else:
+            entries, query.took = result
+            query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
+            query.rests_until = now + SLOW_REST * query.took
+            size = query.size
+            self._stale.pop(query, None)
+            self._became(query, size, query.fill(entries))
+        if query.late >= LATE and not query.fault:
+            self._too_slow(query)
+        return not (query.fault or query.is_stale)
 
     def _clear_up(self, failure: Any) -> float:
         """Take account of how a step has ended; returns the seconds after which there may be another one."""
@@ -609,7 +665,7 @@ class Feed:
             is_unknown, self._all_unknown = self._all_unknown, False
             try:
                 self._number = number
-                if self._since or self._joining:
+                if self._since or self._joining or self._renewals:
                     self._remember(number, found)
                 if is_unknown or not found.known:
                     found.known = False
@@ -645,30 +701,45 @@ class Feed:
         :param changed: takes what has changed since they were read, by model.
         """
         joining, self._joining = self._joining, []
+        renewals, self._renewals = self._renewals, []
         #: By model the first step that may have passed one of them by.
         first: dict[str, int] = {}
         for query, since in joining:
-            model = query.question.model
-            self._watched[model].add(query)
+            self._watched[query.question.model].add(query)
             self._memberships.add(query)
             self._coming.pop(query.question, None)
-            first[model] = min(since, first.get(model, since))
-            for number, found in self._past:
-                if number >= since and not (found.known and query.depends.isdisjoint(found.keys)):
-                    self._outdate(query)
+            self._passed_by(query, since, first)
             yield
+        for query, since, result in renewals:
+            if self._take(query, result):
+                self._passed_by(query, since, first)
+            yield
+        for number, found in self._past:
+            for model, since in first.items():
+                if number >= since and (keys := found.keys.get(model)):
+                    _merge(changed, model, keys)
         doubted, self._doubted = self._doubted, {}
         for query in doubted:
             watched = self._watched.get(query.question.model)
             if watched is not None and watched.queries.get(query.question) is query:
                 self._outdate(query)
-        for number, found in self._past:
-            for model, since in first.items():
-                if number >= since and model in found.keys:
-                    _merge(changed, model, found.keys[model])
-        oldest = min([*self._since.values(), *(since for _, since in self._joining)], default=None)
+        waiting = [*self._joining, *((query, since) for query, since, _ in self._renewals)]
+        oldest = min([*self._since.values(), *(since for _, since in waiting)], default=None)
         while self._past and (oldest is None or self._past[0][0] < oldest):
             self._past.popleft()
+
+    def _passed_by(self, query: Query, since: int, first: dict[str, int]) -> None:
+        """Have a query hear of what steps have found while its rows were read.
+
+        :param first: takes the first one of them, by model.
+        """
+        model = query.question.model
+        first[model] = min(since, first.get(model, since))
+        for number, found in self._past:
+            is_known = found.known and found.keys.get(model, ()) is not None
+            if number >= since and not (is_known and query.depends.isdisjoint(found.keys)):
+                self._outdate(query)
+                return
 
     def _find(self, names: Sequence[str], told: Keys) -> _Found:
         """Begin a step: read what has changed. Runs in a thread."""
@@ -790,15 +861,12 @@ class Feed:
                     elif key in query.keys:
                         mine[key] = None
         yield from self._slices(self._change(touched))
-        stale = [query for query in self._readable() if query.watchers and not query.fault]
         if is_broken:
             return False
+        self._read_beside()
+        stale = [query for query in self._readable() if query.watchers and not query.fault]
         if stale:
             anew = yield self._thread(self._read_anew, stale)
-            took = max((query.took for query, _, _ in anew), default=0.0)
-            if took > STEP_SECONDS:
-                # It has kept the others waiting, and does not do so all the time.
-                self._slow_at = self._clock.seconds() + SLOW_REST * took
             until = perf_counter() + SLICE
             for query, form, rows in anew:
                 yield from self._renew(query, form, rows)

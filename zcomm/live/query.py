@@ -49,7 +49,9 @@ class Query:
     :ivar watchers: those who are told of it.
     :ivar has_spares: whether more rows are kept than clients see; none are where these would be too large.
     :ivar is_stale: whether its rows are to be read anew.
+    :ivar owner: of whom the database is asked for its rows.
     :ivar took: seconds that it took to read its rows.
+    :ivar rests_until: the time before which they are not read again where that is long.
     :ivar late: how often in a row its rows took too long to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
     :ivar size: bytes that it takes, about.
@@ -71,7 +73,8 @@ class Query:
         self.depends = frozenset(name for name, _ in self.memberships)
         self.watchers: dict[Any, None] = {}
         self.is_stale = False
-        self.took = 0.0
+        self.owner: Any = None
+        self.took = self.rests_until = 0.0
         self.late = 0
         self.fault = ""
         kinds = {model.fields[name].kind.name for name in model.key}
@@ -85,9 +88,9 @@ class Query:
         self._is_whole = True
         #: Whether Python knows the order of those that are kept.
         self._is_sorted = False
-        # The same rows in another order are others.
+        # The same rows in another order are others, where there are several.
         self._seed = int.from_bytes(blake2b(repr(question.order).encode(), digest_size=8).digest(), "big")
-        self._sum = self._seed
+        self._sum = 0
         self.size = _BASE
         self.left: Sequence[Key] = ()
         self.came: Sequence[Key] = ()
@@ -103,7 +106,8 @@ class Query:
     @property
     def digest(self) -> str:
         """Tells the rows, their keys and their order from others."""
-        return f"{self._sum & _BITS:016x}"
+        order = self._seed if min(len(self._rows), self._visible) > 1 else 0
+        return f"{self._sum + order & _BITS:016x}"
 
     @property
     def keys(self) -> Mapping[Key, Entry]:
@@ -139,7 +143,7 @@ class Query:
         self.came = [key for key in self._entries if key not in keys]
         self._is_sorted = self.view.is_sorted and all(entry.sort is not None for entry in self._rows)
         self.is_stale = False
-        self._sum = self._seed + sum(entry.hash + _COUNT for entry in self.rows)
+        self._sum = sum(entry.hash + _COUNT for entry in self.rows)
         self.size = _BASE + sum(entry.size for entry in self._rows)
         return NOTHING if self._are_alike() or self._are_large() else difference(before, self.rows)
 
