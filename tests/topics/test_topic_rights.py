@@ -310,10 +310,17 @@ def test_the_program_puts_clients_into_topics():
     heard: list[Any] = []
     topics.on_presence("room:{id}")(lambda arrived, gone, id: heard.append((arrived, gone, id)))
     first, second, other = (server.connect(identity=who) for who in (ANN, ANN, BOB))
-    assert topics.subscribe("room:1", "ann").result == 2
-    assert topics.subscribe("room:1", "ann").result == 0
-    assert topics.subscribe("room:secret", "ann").result == 0
-    assert topics.subscribe("room:1", "nobody").result == 0
+
+    def subscribed(topic: str, user: str) -> Any:
+        done = topics.subscribe(topic, user)
+        # On a busy machine that takes more than one turn.
+        server.settle()
+        return done.result
+
+    assert subscribed("room:1", "ann") == 2
+    assert subscribed("room:1", "ann") == 0
+    assert subscribed("room:secret", "ann") == 0
+    assert subscribed("room:1", "nobody") == 0
     server.advance(1)
     for client in (first, second):
         assert [message["event"] for message in client.messages] == ["subscribed"]
