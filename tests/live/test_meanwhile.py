@@ -191,7 +191,7 @@ async def test_queries_that_others_ask_by_the_new_rights_wait_for_those_that_nob
     feed = served.comm.zcli.live.feed
     policy.become(Policy.from_yaml(member.format("{actions: [read], rows: {owner: '2'}}"), "test"))
     assert len((await Rows(bob, "notes").ask("Notes")).rows) == 1
-    await wait_until(lambda: not (feed._coming or feed.is_running), "the end of a step")
+    await wait_until(lambda: not (feed.is_running or feed._is_due), "the end of a step")
     said, let_go = slow_reads(served, monkeypatch)
     served.comm.judge_live()
     await wait_until(lambda: said, "what the database says")
