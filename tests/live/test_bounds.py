@@ -24,7 +24,7 @@ from zcomm.live.feed import Feed
 from zcomm.live.live import EVENT
 from zcomm.live.log import KeyForm
 from zcomm.live.query import Query
-from zcomm.live.requests import question_of
+from zcomm.live.requests import MAX_ROWS, question_of
 from zcomm.live.rows import Form, Row
 from zcomm.live.watched import QUERIES_AT_ONCE, Touched, Watched
 
@@ -256,3 +256,26 @@ async def test_a_query_that_takes_long_rests(tmp_path: Path, postgresql_url: str
         await served.stands()
     finally:
         await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_thousands_of_changes_concern_is_read_anew(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """To make them all for the sake of ten would take the turn of others."""
+    admin = await served.client()
+    texts_of = [f"a{number:05}" for number in range(3000)]
+    values = ", ".join(f"({number}, 'ann', '{text}')" for number, text in enumerate(texts_of))
+    write(url, f"""INSERT INTO "Notes" (id, owner, text) VALUES {values}""")
+    first = await Rows(admin, "q").ask("Notes", order_by="id DESC", limit=10)
+    every = await Rows(admin, "r").ask("Notes", where={"owner": "bob"})
+    assert texts(first.rows) == texts_of[:-11:-1]
+    taken: list[int] = []
+    change = Query.change
+    monkeypatch.setattr(Query, "change", lambda query, rows: taken.append(len(rows)) or change(query, rows))
+    write(url, """UPDATE "Notes" SET text = 'b' || text""")
+    assert texts(await first.until(lambda rows: rows[0]["text"] == "ba02999")) == [
+        f"b{text}" for text in texts_of[:-11:-1]
+    ]
+    assert max(taken, default=0) <= MAX_ROWS and every.now() == []
+    await served.stands()

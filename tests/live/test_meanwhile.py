@@ -16,6 +16,8 @@ from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 
 from zcomm.auth.policy import Policy
+from zcomm.data.drivers.driver import Fault
+from zcomm.live import feed as feeds
 
 SCHEMA = """
 Notes:
@@ -201,4 +203,102 @@ async def test_queries_that_others_ask_by_the_new_rights_wait_for_those_that_nob
     await parts.until(lambda rows: len(rows) == 1)
     assert len(notes.now()) == 1
     assert [set(event["queries"]) for event in events(ann)] == [{"notes", "parts"}]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_member_who_comes_has_her_own_queries_read_anew_alone(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    feed: Any = served.comm.zcli.live.feed
+    write(url, """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'hers')""")
+    admin = await served.client()
+    hers, his = [
+        await Rows(await served.client(token=served.tokens[name]), "q").ask("Parts") for name in ("ann", "bob")
+    ]
+    await watching(served, url, admin)
+
+    def is_quiet() -> bool:
+        under_way = feed.is_running or feed._is_due or feed._all_unknown
+        return not under_way and not feed._memberships.unknown
+
+    await wait_until(is_quiet, "what the members are")
+    outdated: set[Any] = set()
+    outdate = feed._outdate
+    monkeypatch.setattr(feed, "_outdate", lambda query: outdated.add(query) or outdate(query))
+    write(url, """INSERT INTO "Members" (id, owner, "user") VALUES (1, 'o', 'ann')""")
+    assert texts(await hers.until(lambda rows: rows != [])) == ["hers"]
+    await wait_until(is_quiet, "the end of the step")
+    assert len(outdated) == 1 and his.now() == []
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_cannot_be_taken_in_keeps_none_of_the_others_out(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It ends, and says so."""
+    feed: Any = served.comm.zcli.live.feed
+    admin = await served.client()
+    everything = await watching(served, url, admin)
+    add = feed._memberships.add
+
+    def fail(query: Any) -> None:
+        if query.question.limit == 2:
+            raise RuntimeError("a fault of our own")
+        add(query)
+
+    monkeypatch.setattr(feed._memberships, "add", fail)
+    some = [Rows(admin, f"q{limit}") for limit in (1, 2, 3)]
+    for limit, rows in enumerate(some, start=1):
+        await rows.ask("Notes", limit=limit)
+    write(url, """UPDATE "Notes" SET text = 'b'""")
+    for rows in (everything, some[0], some[2]):
+        assert texts(await rows.until(lambda rows: texts(rows) != ["a"])) == ["b"]
+    await wait_until(lambda: some[1].now() and some[1].error, "the error")
+    assert some[1].error == "internal"
+    assert served.comm.zcli.live.feed.queries == 3
+    await served.stands(failures=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_waits_for_a_step_that_went_well(served: Served, url: str, monkeypatch: pytest.MonkeyPatch):
+    """One that failed has not seen what was changed before somebody asked."""
+    feed: Any = served.comm.zcli.live.feed
+    admin, other = await served.client(), await served.client()
+    everything = await watching(served, url, admin)
+    begin, failed = feed._changes.begin, []
+
+    def fail(models: Any) -> Any:
+        if len(failed) < 3:
+            failed.append(models)
+            raise Fault("lost", "a fault of our own")
+        return begin(models)
+
+    await wait_until(lambda: not feed.is_running and not feed._is_due, "no step")
+    monkeypatch.setattr(feed._changes, "begin", fail)
+    await served.comm.zcli.data.create("test", "Notes", {"text": "new"})
+    assert texts((await Rows(other, "q").ask("Notes")).rows) == ["a", "new"]
+    assert len(failed) == 3
+    assert texts(await everything.until(lambda rows: len(rows) == 2)) == ["a", "new"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_takes_long_is_read_for_those_who_have_it(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Not for whoever asked it first and has left since."""
+    feed: Any = served.comm.zcli.live.feed
+    ann, bob = [await served.client(token=served.tokens[name]) for name in ("ann", "bob")]
+    hers, his = [await Rows(client, "q").ask("Notes") for client in (ann, bob)]
+    (query,) = feed._watched["Notes"].queries.values()
+    await ask(ann, "zUnsubscribe", {"query": hers.name})
+    monkeypatch.setattr(feeds, "STEP_SECONDS", -1.0)
+    find, owners = feed._store.find, []
+    monkeypatch.setattr(feed._store, "find", lambda owner, *asked: owners.append(owner) or find(owner, *asked))
+    feed._outdate(query)
+    write(url, """INSERT INTO "Notes" (id, text) VALUES (1, 'a')""")
+    await his.until(lambda rows: len(rows) == 1)
+    assert set(owners) == {"bob"}
     await served.stands()

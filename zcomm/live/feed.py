@@ -30,7 +30,7 @@ from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.memberships import Membership, Memberships
 from zcomm.live.query import Query
-from zcomm.live.requests import MAX_BYTES, Question
+from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
 from zcomm.live.rows import Entry, Form, Row, Unreadable
 from zcomm.live.watched import Touched, Watched
 from zcomm.runtime.collector import Collector
@@ -140,13 +140,13 @@ class Feed:
         self._is_sqlite = store.execution.database.name == "sqlite"
         self._workers = Workers(1, name="zcomm-live", reactor=clock)
         self._watched: dict[str, Watched[Query]] = {}
-        self._memberships = Memberships(store.schema.find, log.key_form, self._is_sqlite)
+        self._memberships = Memberships(lambda name: store.schema.find(name), log.key_form, self._is_sqlite)
         self.blind: dict[str, str] = {}
         #: Those whose rows are read now or that wait for the next step, by what they ask.
         self._coming: dict[Question, Query] = {}
         self._reading: dict[Question, Waiters[Query]] = {}
         #: Those that wait for the next step, each with the number of the first step that may have passed it by.
-        self._joining: list[tuple[Query, int]] = []
+        self._joining: dict[Query, int] = {}
         #: The numbers of the first steps that may pass by what is read now.
         self._since: dict[object, int] = {}
         #: What steps have read, by their numbers, as long as somebody may have been passed by.
@@ -156,7 +156,9 @@ class Feed:
         self._all_unknown = True
         self._number = 0
         self._is_running = self._is_due = self._is_watching = False
+        #: Those that nobody is told of any more or that have ended, and what lets go of them where no step does.
         self._leaving: dict[Query, None] = {}
+        self._clearing: IDelayedCall | None = None
         #: Those whose rows have to be read anew, the ones that have waited for longest first.
         self._stale: dict[Query, None] = {}
         #: Those whose rows others may have changed, which nobody hears of: for the next step.
@@ -173,7 +175,9 @@ class Feed:
         self._large: set[str] = set()
         self._failing: dict[str, int] = {}
         self._ending: Waiters[None] = Waiters()
-        self._ended = self._size = 0
+        #: The numbers of the step that began last, and of the last one that has taken in all that there was.
+        self._started = self._done = 0
+        self._size = 0
         self._next: IDelayedCall | None = None
         self._begun = float("-inf")
         self._retry = RETRY
@@ -222,10 +226,10 @@ class Feed:
         for loop in (self._looks, self._tends):
             if loop.running:
                 loop.stop()
-        for call in (self._next, self._hurried, self._slow_call):
+        for call in (self._next, self._hurried, self._slow_call, self._clearing):
             if call is not None:
                 call.cancel()
-        self._next = self._hurried = self._slow_call = None
+        self._next = self._hurried = self._slow_call = self._clearing = None
         ended = self._thread(self._end).addErrback(lambda _: None)
         return ended.addCallback(lambda _: self._workers.stop())
 
@@ -254,14 +258,14 @@ class Feed:
         return self._is_running
 
     @property
-    def ended(self) -> int:
-        """The number of steps that have ended."""
-        return self._ended
+    def done(self) -> int:
+        """The number of the last step that has taken in all that had changed before it began."""
+        return self._done
 
     @property
     def fresh(self) -> int:
-        """The number of steps that have to end until all is seen that was changed here until now."""
-        return self._ended + self._is_running + self._is_due
+        """What :attr:`done` has to come to until all is seen that was changed here until now."""
+        return self._started + self._is_due
 
     def when_ended(self) -> Deferred[None]:
         """Fires at the end of the next step, before another one begins."""
@@ -288,10 +292,11 @@ class Feed:
         watched = self._watched.get(question.model)
         known = self._coming.get(question) or (None if watched is None else watched.queries.get(question))
         if known is not None:
-            if known.fault:
-                # It goes when the step has ended.
+            if known.fault and self._is_running:
                 return self.when_ended().addCallback(lambda _: self.ask(question, plan, owner))
-            return succeed(self._doubt(known))
+            if not known.fault:
+                return succeed(self._doubt(known))
+            self._remove(known)
         reading = self._reading.get(question)
         if reading is not None:
             return reading.add().addCallback(self._doubt)
@@ -330,9 +335,8 @@ class Feed:
         mark = object()
         # The step that runs, or the next one, may read before it and tell of what it has seen.
         since = self._since[mark] = self._number + 1
-        query.owner = owner
         try:
-            entries, seconds = yield self._rows_of_query(query, watched)
+            entries, seconds = yield self._rows_of_query(query, watched, owner)
             if seconds > 2 * QUERY_SECONDS:
                 slow = TooBusy(
                     f"This query took {seconds:.1f} s, too long to be kept live; narrow its where, or give the "
@@ -348,16 +352,21 @@ class Feed:
         query.took = seconds
         if query.fault:
             raise Invalid(query.fault)
-        self._joining.append((query, since))
+        self._joining[query] = since
         if self._number >= since or self._is_running:
             self._step_soon()
         return query
 
     @inlineCallbacks
-    def _rows_of_query(self, query: Query, watched: Watched[Query]) -> Generator[Any, Any, tuple[list[Entry], float]]:
-        """Read the rows of a query in a transaction of its own: a Deferred of them and of the seconds that it took."""
+    def _rows_of_query(
+        self, query: Query, watched: Watched[Query], owner: Any
+    ) -> Generator[Any, Any, tuple[list[Entry], float]]:
+        """Read the rows of a query in a transaction of its own: a Deferred of them and of the seconds that it took.
+
+        :param owner: whose work that is.
+        """
         form = Form(watched.model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
-        find = partial(self._store.find, query.owner)
+        find = partial(self._store.find, owner)
         try:
             rows, seconds = yield find(_wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
         except Invalid:
@@ -388,14 +397,36 @@ class Feed:
             self._forget(query)
 
     def _forget(self, query: Query) -> None:
-        if self._is_running:
-            # Not while a step goes through them.
-            self._leaving[query] = None
-            return
+        """Let go of a query as soon as no step goes through them."""
+        self._leaving[query] = None
+        self._clear_soon()
+
+    def _clear_soon(self) -> None:
+        if self._leaving and not self._is_running and self._clearing is None and self._is_open:
+            self._clearing = self._clock.callLater(0, self._clear)
+
+    def _clear(self) -> None:
+        self._clearing = None
+        if not self._is_running:
+            until = perf_counter() + SLICE
+            for _ in self._let_go():
+                if perf_counter() > until:
+                    break
+            self._clear_soon()
+
+    def _let_go(self) -> Iterator[None]:
+        """Let go of those that have ended or that nobody is told of, in slices: their rows may be many."""
+        while self._leaving:
+            query, _ = self._leaving.popitem()
+            if query.fault or not query.watchers:
+                self._remove(query)
+            yield
+
+    def _remove(self, query: Query) -> None:
         if self._coming.get(query.question) is query:
             del self._coming[query.question]
             self._size -= query.size
-            self._joining = [each for each in self._joining if each[0] is not query]
+            self._joining.pop(query, None)
         watched = self._watched.get(query.question.model)
         self._stale.pop(query, None)
         if watched is not None and watched.queries.get(query.question) is query:
@@ -510,12 +541,16 @@ class Feed:
     def _begin(self) -> None:
         self._next = None
         self._is_running, self._is_due = True, False
+        self._started += 1
         self._begun = self._clock.seconds()
         self._collector.hold()
         self._step().addBoth(self._over)
 
-    def _over(self, failure: Any) -> None:
-        """Go on once a step is over."""
+    def _over(self, outcome: bool | Failure) -> None:
+        """Go on once a step is over.
+
+        :param outcome: whether it has taken in all that it was about.
+        """
         self._collector.release()
         self._is_running = False
         if not self._is_open:
@@ -523,13 +558,15 @@ class Feed:
             return
         after = 0.0
         try:
-            after = self._clear_up(failure)
+            after = self._clear_up(outcome if isinstance(outcome, Failure) else None)
         except Exception:
             # Whatever is wrong with one query, the others go on.
             self._all_unknown = self._is_due = True
             self._log.failure("a step of the live queries was not cleared up")
-        self._ended += 1
+        if outcome is True:
+            self._done = self._started
         self._ending.fire(None)
+        self._clear_soon()
         if self._is_due or self._memberships.unknown or self._readable():
             self._step_soon(after)
             return
@@ -572,7 +609,9 @@ class Feed:
                 mark = object()
                 since = self._since[mark] = self._number + 1
                 watched = self._watched[query.question.model]
-                self._rows_of_query(query, watched).addBoth(self._has_read, query, mark, since)
+                # That of whoever has had it for longest.
+                owner = next(iter(query.watchers.values()))
+                self._rows_of_query(query, watched, owner).addBoth(self._has_read, query, mark, since)
 
     def _has_read(self, result: Any, query: Query, mark: object, since: int) -> None:
         del self._since[mark]
@@ -609,7 +648,7 @@ class Feed:
             self._too_slow(query)
         return not (query.fault or query.is_stale)
 
-    def _clear_up(self, failure: Any) -> float:
+    def _clear_up(self, failure: Failure | None) -> float:
         """Take account of how a step has ended; returns the seconds after which there may be another one."""
         after = 0.0
         if failure is None:
@@ -631,10 +670,6 @@ class Feed:
         for name in self._distrusted:
             self._memberships.distrust(name)
         self._distrusted.clear()
-        leaving, self._leaving = self._leaving, {}
-        for query in leaving:
-            if query.fault or not query.watchers:
-                self._forget(query)
         return after
 
     def _give_up(self) -> None:
@@ -649,9 +684,10 @@ class Feed:
                     pass
 
     @inlineCallbacks
-    def _step(self) -> Generator[Any, Any, None]:
+    def _step(self) -> Generator[Any, Any, bool]:
         number = self._number + 1
         extra: Keys = {}
+        yield from self._slices(self._let_go())
         yield from self._slices(self._admit(extra))
         told, self._told = self._told, {}
         for name, keys in extra.items():
@@ -684,6 +720,7 @@ class Feed:
                 for name, keys in told.items():
                     _merge(self._told, name, keys)
         yield from self._slices(self._listener.step())
+        return is_whole
 
     def _remember(self, number: int, found: _Found) -> None:
         """Keep what a step has found for those whose rows are read meanwhile, however long that takes."""
@@ -700,14 +737,18 @@ class Feed:
 
         :param changed: takes what has changed since they were read, by model.
         """
-        joining, self._joining = self._joining, []
         renewals, self._renewals = self._renewals, []
         #: By model the first step that may have passed one of them by.
         first: dict[str, int] = {}
-        for query, since in joining:
-            self._watched[query.question.model].add(query)
-            self._memberships.add(query)
+        for query, since in list(self._joining.items()):
+            del self._joining[query]
             self._coming.pop(query.question, None)
+            try:
+                self._watched[query.question.model].add(query)
+                self._memberships.add(query)
+            except Exception:
+                self._log.failure("a live query could not be taken in")
+                self._end_query(query, InternalError("It could not be taken in"))
             self._passed_by(query, since, first)
             yield
         for query, since, result in renewals:
@@ -723,8 +764,8 @@ class Feed:
             watched = self._watched.get(query.question.model)
             if watched is not None and watched.queries.get(query.question) is query:
                 self._outdate(query)
-        waiting = [*self._joining, *((query, since) for query, since, _ in self._renewals)]
-        oldest = min([*self._since.values(), *(since for _, since in waiting)], default=None)
+        waiting = [*self._joining.values(), *(since for _, since, _ in self._renewals)]
+        oldest = min([*self._since.values(), *waiting], default=None)
         while self._past and (oldest is None or self._past[0][0] < oldest):
             self._past.popleft()
 
@@ -845,21 +886,8 @@ class Feed:
         is_broken = False
         if unsure:
             matching = yield self._thread(self._ask_which, unsure)
-            for query in unsure:
-                keys = matching.get(query)
-                if isinstance(keys, Fault):
-                    self._too_slow(query)
-                    is_broken = True
-                    continue
-                if keys is None:
-                    self._outdate(query)
-                    continue
-                mine = touched.setdefault(query, {})
-                for key, row in unsure[query].items():
-                    if key in keys:
-                        mine[key] = row
-                    elif key in query.keys:
-                        mine[key] = None
+            yield from self._slices(self._matched(unsure, matching, touched))
+            is_broken = any(isinstance(keys, Fault) for keys in matching.values())
         yield from self._slices(self._change(touched))
         if is_broken:
             return False
@@ -944,12 +972,45 @@ class Feed:
             yield from watched.look_at(key, rows.get(key), touched, unsure)
             yield
 
+    def _matched(
+        self,
+        unsure: Touched[Query],
+        matching: Mapping[Query, set[Key] | None | Fault],
+        touched: Touched[Query],
+    ) -> Iterator[None]:
+        """Take what the database has said of the rows of which only it can tell.
+
+        :param touched: takes of each query the rows that match, and ``None`` for those that do not any more.
+        """
+        for query, rows in unsure.items():
+            keys = matching.get(query)
+            if isinstance(keys, Fault):
+                self._too_slow(query)
+                continue
+            if keys is None:
+                self._outdate(query)
+                continue
+            mine = touched.setdefault(query, {})
+            for place, (key, row) in enumerate(rows.items()):
+                if key in keys:
+                    mine[key] = row
+                elif key in query.keys:
+                    mine[key] = None
+                if place % ROWS_AT_ONCE == 0:
+                    yield
+
     def _change(self, touched: Touched[Query]) -> Iterator[None]:
         for query, rows in touched.items():
-            if query.is_stale:
+            if query.is_stale or query.fault:
+                continue
+            if len(rows) > MAX_ROWS:
+                # To read as many as it has is less than to make all of these.
+                self._outdate(query)
                 continue
             size = query.size
             try:
+                if len(rows) > ROWS_AT_ONCE:
+                    yield from _made(query, rows.values())
                 made = query.change(rows)
             except Unreadable:
                 self._unreadable(query)
@@ -1110,6 +1171,18 @@ class Feed:
         return made
 
 
+def _made(query: Query, rows: Iterable[Row | None]) -> Iterator[None]:
+    """Make what ``query`` shows of ``rows``, in slices: it has them from then on.
+
+    :raises Unreadable: for a row that cannot be shown.
+    """
+    for place, row in enumerate(rows):
+        if row is not None:
+            row.entry(query.view)
+        if place % ROWS_AT_ONCE == 0:
+            yield
+
+
 def _wide(query: Query, form: Form) -> Plan:
     """The plan of the read of ``query``, with all that is needed of its rows, and as many as are."""
     plan = query.plan
@@ -1126,5 +1199,8 @@ def _wide(query: Query, form: Form) -> Plan:
 
 
 def _merge(into: Keys, name: str, keys: set[Key] | None) -> None:
-    before = into.get(name, set())
-    into[name] = None if before is None or keys is None else before | keys
+    before = into.setdefault(name, set())
+    if before is None or keys is None:
+        into[name] = None
+    else:
+        before |= keys

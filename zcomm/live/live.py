@@ -70,7 +70,7 @@ class LiveQueries:
     def counts(self) -> LiveCounts:
         """Their numbers as they are now."""
         subscriptions = sum(len(subscriber.queries) for subscriber in self._subscribers)
-        return LiveCounts(self.feed.queries, subscriptions, self.feed.size, self.feed.ended, self.events)
+        return LiveCounts(self.feed.queries, subscriptions, self.feed.size, self.feed.done, self.events)
 
     # -- commands
 
@@ -162,11 +162,11 @@ class LiveQueries:
                     self._check_memory(client)
                     was_known = self.feed.knows(question)
                     query = yield self.feed.ask(question, plan, owner_of(client))
-                    query.watchers[keeper] = None
+                    query.watchers[keeper] = owner_of(client)
                     fresh = self.feed.fresh if was_known else 0
                     continue
                 is_between = self.feed.is_running and not self.feed.is_coming(query)
-                if self.feed.ended < fresh or is_between or query.is_stale:
+                if self.feed.done < fresh or is_between or query.is_stale:
                     yield self.feed.when_ended()
                     continue
                 if subscriber.is_blocked:
@@ -324,7 +324,7 @@ class LiveQueries:
             if subscriber.queries.get(asked.query) is not subscription or not self._is_as_before(subscription):
                 self.feed.leave(query, subscription)
                 continue
-            query.watchers[subscription] = None
+            query.watchers[subscription] = owner_of(client)
             subscription.query = query
             subscription.is_behind = True
             return

@@ -108,6 +108,10 @@ class Memberships:
 
     def _watched_of(self, model: Model) -> Watched[Membership] | None:
         if model.name in self._watched:
+            watched = self._watched[model.name]
+            if watched is not None and watched.model != model:
+                # Its table has been altered since.
+                self.distrust(model.name)
             return self._watched[model.name]
         key = self._key_form(model)
         watched = self._watched[model.name] = None if isinstance(key, str) else Watched(model, key, self._is_sqlite)

@@ -46,10 +46,9 @@ class Query:
     :ivar test: whether a row matches that has one of those, as far as Python knows.
     :ivar memberships: the conditions on other models that its rows are in reach by: these models, and what is asked.
     :ivar depends: these models.
-    :ivar watchers: those who are told of it.
+    :ivar watchers: those who are told of it, each with whose work that is.
     :ivar has_spares: whether more rows are kept than clients see; none are where these would be too large.
     :ivar is_stale: whether its rows are to be read anew.
-    :ivar owner: of whom the database is asked for its rows.
     :ivar took: seconds that it took to read its rows.
     :ivar rests_until: the time before which they are not read again where that is long.
     :ivar late: how often in a row its rows took too long to be read anew.
@@ -71,9 +70,8 @@ class Query:
         self.test: Test = test_of(rest, model, is_sqlite)
         self.memberships = tuple(dict.fromkeys(memberships_of(question.where)))
         self.depends = frozenset(name for name, _ in self.memberships)
-        self.watchers: dict[Any, None] = {}
+        self.watchers: dict[Any, Any] = {}
         self.is_stale = False
-        self.owner: Any = None
         self.took = self.rests_until = 0.0
         self.late = 0
         self.fault = ""
