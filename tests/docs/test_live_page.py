@@ -12,7 +12,8 @@ from support.docs_blocks import block, runs
 from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 from zcomm.config import Limits
-from zcomm.live.feed import LATE, LOOK, PACE, QUERY_SECONDS
+from zcomm.live.feed import LATE, LOOK, PACE
+from zcomm.live.reading import QUERY_SECONDS
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS
 
 PAGE = (CHECKOUT / "docs" / "live.rst").read_text("utf-8")

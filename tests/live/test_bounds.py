@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, texts, write
+from support.liverows import Rows, ask, events, texts, write, writing
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
@@ -224,21 +224,21 @@ async def test_a_query_that_takes_long_rests(tmp_path: Path, postgresql_url: str
         client = await served.client()
         slow, quick = await Rows(client, "slow").ask("Notes"), await Rows(client, "quick").ask("Parts")
         for number in range(3):
-            write(postgresql_url, f"""INSERT INTO "Notes" (id) VALUES ({number})""", """TRUNCATE "Notes" """)
-            write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
+            await writing(postgresql_url, f"""INSERT INTO "Notes" (id) VALUES ({number})""", """TRUNCATE "Notes" """)
+            await writing(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
             await quick.until(lambda rows, most=number: len(rows) == most + 1)
             await slow.until(lambda rows: not rows)
         await wait_until(lambda: not (feed._stale or feed.is_running or feed._is_due), "all rows as they are")
         monkeypatch.setattr(feeds, "SLOW_REST", 1e6)
-        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
+        await writing(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
         await slow.until(lambda rows: len(rows) == 1)
-        write(postgresql_url, """TRUNCATE "Notes" """)
+        await writing(postgresql_url, """TRUNCATE "Notes" """)
         await slow.until(lambda rows: not rows)
-        write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
+        await writing(postgresql_url, """INSERT INTO "Notes" (id) VALUES (1)""")
         await slow.until(lambda rows: len(rows) == 1)
-        write(postgresql_url, """TRUNCATE "Notes" """)
+        await writing(postgresql_url, """TRUNCATE "Notes" """)
         for number in range(3, 8):
-            write(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
+            await writing(postgresql_url, f"""INSERT INTO "Parts" VALUES ({number})""")
             await quick.until(lambda rows, most=number: len(rows) == most + 1)
         assert len(slow.now()) == 1 and len(feed._stale) == 1 and not feed._beside
         monkeypatch.setattr(feeds, "SLOW_REST", 0.0)
@@ -249,9 +249,9 @@ async def test_a_query_that_takes_long_rests(tmp_path: Path, postgresql_url: str
         feed._slow_call.reset(0.0)
         await slow.until(lambda rows: not rows)
         for _ in range(2):
-            write(postgresql_url, """INSERT INTO "Notes" (id) VALUES (2)""")
+            await writing(postgresql_url, """INSERT INTO "Notes" (id) VALUES (2)""")
             await slow.until(lambda rows: len(rows) == 1)
-            write(postgresql_url, """TRUNCATE "Notes" """)
+            await writing(postgresql_url, """TRUNCATE "Notes" """)
             await slow.until(lambda rows: not rows)
         await served.stands()
     finally:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
-from support.liverows import Rows, ask, events, texts, write
+from support.liverows import Rows, ask, events, texts, write, writing
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
@@ -458,7 +458,7 @@ async def test_what_another_program_writes_is_told(served: Served, url: str):
     write(url, 'DELETE FROM "Notes" WHERE id IN (2, 5)')
     assert texts(await rows.until(lambda rows: rows[1]["id"] == 77)) == ["t1", "t6", "t4"]
     await parts.until(lambda rows: [row["id"] for row in rows] == [2])
-    write(url, 'TRUNCATE "Notes" CASCADE')
+    await writing(url, 'TRUNCATE "Notes" CASCADE')
     await rows.until(lambda rows: rows == [])
     await parts.until(lambda rows: rows == [])
     await served.stands()

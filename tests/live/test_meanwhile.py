@@ -210,6 +210,7 @@ async def test_queries_that_others_ask_by_the_new_rights_wait_for_those_that_nob
 async def test_a_member_who_comes_has_her_own_queries_read_anew_alone(
     served: Served, url: str, monkeypatch: pytest.MonkeyPatch
 ):
+    """Those of the same model that other users ask are as they were."""
     feed: Any = served.comm.zcli.live.feed
     write(url, """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'hers')""")
     admin = await served.client()

@@ -183,7 +183,7 @@ async def test_a_membership_that_is_watched_no_more_ends_the_queries_that_go_by_
 @pytest_twisted.ensureDeferred
 async def test_who_has_lost_a_membership_gets_no_rows_by_asking_again(served: Served, monkeypatch: pytest.MonkeyPatch):
     """Also where so many queries have to be read anew that a step has no time for all: the reply waits."""
-    monkeypatch.setattr("zcomm.live.feed.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("zcomm.live.reading.STEP_SECONDS", 0.0)
     admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
     for number in range(20):
         await Rows(ann, f"q{number}").ask("Tasks", where={"board_id__lt": 100 + number})

@@ -527,7 +527,7 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
     before: dict[int, tuple[Any, ...]] = {}
     steps = told = 0
     with program(WRITER, str(watched.path), "0") as first, program(WRITER, str(watched.path), "100000"):
-        until = time.monotonic() + 50
+        until, tended = time.monotonic() + 50, 0.0
         # On a busy machine a step may find little.
         while steps < 30 or told <= 100:
             assert time.monotonic() < until, (steps, told)
@@ -535,8 +535,9 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
                 first.send_signal(signal.SIGKILL)
                 first.wait()
             try:
-                if steps % 10 == 9:
+                if time.monotonic() - tended > 1:
                     log.tend()
+                    tended = time.monotonic()
                 changes = log.begin(("Users",))
                 after = read_rows(log)
             except Fault as fault:
@@ -545,7 +546,10 @@ def test_nothing_is_missed_of_programs_that_write_at_once_and_are_killed(watched
                 continue
             finally:
                 log.end()
-            assert changes.known
+            if not changes.known:
+                # Those who write have kept it from renewing its lease, and it says so.
+                before = after
+                continue
             differ = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
             found = changes.keys.get("Users", set())
             # Programs that are quick have changed too many.

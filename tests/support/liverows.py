@@ -10,8 +10,10 @@ from typing import Any
 import psycopg
 from support.rawclient import Frame, Opcode, RawClient
 from support.waiting import wait_until
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
-__all__ = ["Rows", "ask", "events", "texts", "write"]
+__all__ = ["Rows", "ask", "events", "texts", "write", "writing"]
 
 
 async def ask(client: RawClient, key: str, horizontal: Any) -> Any:
@@ -88,3 +90,8 @@ def write(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as session:
         for statement in statements:
             session.execute(statement)
+
+
+def writing(url: str, *statements: str) -> Deferred[None]:
+    """Likewise, in a thread: a statement may wait for a step, and that for the reactor. Fires once all is written."""
+    return deferToThread(write, url, *statements)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,16 +19,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.data.drivers.driver import Fault
-from zcomm.data.execution import Execution, bind
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan
-from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, TooBusy, Unavailable
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
-from zcomm.live.memberships import Membership, Memberships
+from zcomm.live.memberships import Memberships
 from zcomm.live.query import Query
+from zcomm.live.reading import QUERY_SECONDS, STEP_SECONDS, Found, Keys, Reading, merge, wide
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
 from zcomm.live.rows import Entry, Form, Row, Unreadable
 from zcomm.live.watched import Touched, Watched
@@ -47,30 +45,21 @@ LIVELY = 0.1
 HELD = 1.0
 #: Seconds of a turn that are spent on a step.
 SLICE = 0.002
-#: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
-STEP_SECONDS = 0.1
-#: A query that takes longer than that by itself is read beside steps. Then it rests, so many times as long as it took.
+#: A query that takes longer than :data:`STEP_SECONDS` by itself is read beside steps. Then it rests, so many times as
+#: long as it took.
 SLOW_REST = 4.0
-#: Seconds that the read of one query may take, and how often in a row it may take longer: a database has its moments.
-QUERY_SECONDS, LATE = 0.5, 3
-#: Keys that are read at once, and those of a model beyond which its queries are read anew.
-KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
+#: How often in a row the read of a query may take longer than :data:`QUERY_SECONDS`: a database has its moments.
+LATE = 3
 #: How many steps are told apart for those whose rows are read meanwhile.
 MOST_PAST = 100
-#: Keys of a membership's model beyond which any condition on it is taken for concerned, and the seconds that a step may
-#: spend on reading what conditions find.
-MAX_MEMBER_KEYS, MEMBER_SECONDS = 2000, 0.02
 #: Rows that are made at once.
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
 REST = 10.0
-#: How often in a row the rows of a model may fail to be read, and the faults that are of no table.
+#: How often in a row the rows of a model may fail to be read.
 TRIES = 5
-PASSING = ("busy", "crowded", "down", "in_the_way", "lost", "overdrawn", "stale", "timeout")
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
 RETRY, MAX_RETRY = 0.1, 2.0
-
-Keys = dict[str, "set[Key] | None"]
 
 
 class Listener(Protocol):
@@ -90,34 +79,6 @@ class Listener(Protocol):
 
     def failed(self) -> None:
         """Take it that nothing that was noted is to be relied on."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """What a step has read: by model the keys of the rows that have changed, and those of them that are there; ``None``
-    where all of its queries have to be read anew.
-
-    :ivar keys: also of models that nobody asks yet: somebody's first rows of them may be read meanwhile.
-    :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
-        missing.
-    """
-
-    keys: Keys = field(default_factory=dict)
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    forms: dict[str, Form] = field(default_factory=dict)
-    members: Keys = field(default_factory=dict)
-    member_rows: dict[str, list[Row]] = field(default_factory=dict)
-    known: bool = True
-
-    def absorb(self, later: _Found) -> None:
-        """Be what has changed in this step or in a later one; rows have been let go of."""
-        self.known = self.known and later.known
-        for name, keys in later.keys.items():
-            mine = self.keys.setdefault(name, set())
-            if mine is None or keys is None or len(mine) + len(keys) > MAX_KEYS:
-                self.keys[name] = None
-            else:
-                mine |= keys
 
 
 class Feed:
@@ -141,6 +102,7 @@ class Feed:
         self._workers = Workers(1, name="zcomm-live", reactor=clock)
         self._watched: dict[str, Watched[Query]] = {}
         self._memberships = Memberships(lambda name: store.schema.find(name), log.key_form, self._is_sqlite)
+        self._reads = Reading(store, log, self._watched, self._memberships)
         self.blind: dict[str, str] = {}
         #: Those whose rows are read now or that wait for the next step, by what they ask.
         self._coming: dict[Question, Query] = {}
@@ -150,7 +112,7 @@ class Feed:
         #: The numbers of the first steps that may pass by what is read now.
         self._since: dict[object, int] = {}
         #: What steps have read, by their numbers, as long as somebody may have been passed by.
-        self._past: deque[tuple[int, _Found]] = deque()
+        self._past: deque[tuple[int, Found]] = deque()
         #: What has changed since the step before, as far as it was told here; by model, ``None`` for any rows.
         self._told: Keys = {}
         self._all_unknown = True
@@ -163,17 +125,12 @@ class Feed:
         self._stale: dict[Query, None] = {}
         #: Those whose rows others may have changed, which nobody hears of: for the next step.
         self._doubted: dict[Query, None] = {}
-        #: Those whose rows could not be read to find out what memberships they are.
-        self._distrusted: set[str] = set()
-        #: Those of them that are read beside steps, and what has become of it for the next step: their rows with the
+        #: The stale ones that are read beside steps, and what has become of it for the next step: their rows with the
         #: seconds that it took, and the number of the first step that may have passed them by.
         self._beside: dict[Query, None] = {}
         self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
         #: Begins a step when one of them has rested.
         self._slow_call: IDelayedCall | None = None
-        #: The models of which so many rows have changed that they were too large together, and how often reads failed.
-        self._large: set[str] = set()
-        self._failing: dict[str, int] = {}
         self._ending: Waiters[None] = Waiters()
         #: The numbers of the step that began last, and of the last one that has taken in all that there was.
         self._started = self._done = 0
@@ -264,7 +221,7 @@ class Feed:
 
     @property
     def fresh(self) -> int:
-        """What :attr:`done` has to come to until all is seen that was changed here until now."""
+        """The :attr:`done` from which on all is seen that was changed here until now."""
         return self._started + self._is_due
 
     def when_ended(self) -> Deferred[None]:
@@ -368,13 +325,13 @@ class Feed:
         form = Form(watched.model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
         find = partial(self._store.find, owner)
         try:
-            rows, seconds = yield find(_wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
         except Invalid:
             if not query.has_spares:
                 raise
             # The rows that clients see may come to less.
             query.has_spares = False
-            rows, seconds = yield find(_wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
         entries = yield self._entries(query, form, rows)
         return entries, seconds
 
@@ -446,7 +403,7 @@ class Feed:
         concerned = {model} if action == "create" else self._concerned(model)
         for name in concerned:
             if not self.sees_all(name):
-                _merge(self._told, name, None if keys is None or concerned != {model} else set(keys))
+                merge(self._told, name, None if keys is None or concerned != {model} else set(keys))
         self._step_soon()
 
     def _concerned(self, model: str) -> set[str]:
@@ -653,7 +610,7 @@ class Feed:
         after = 0.0
         if failure is None:
             self._retry = RETRY
-            self._failing.clear()
+            self._reads.failing.clear()
         else:
             # What it was about the log tells again.
             self._is_due = True
@@ -665,18 +622,18 @@ class Feed:
                 self._listener.failed()
                 self._log.failure("a step of the live queries failed; it is tried again", failure)
             elif fault.kind == "migrated":
-                self._thread(self._execution.look_again).addErrback(lambda _: None)
+                self._thread(self._store.execution.look_again).addErrback(lambda _: None)
             self._give_up()
-        for name in self._distrusted:
+        for name in self._reads.distrusted:
             self._memberships.distrust(name)
-        self._distrusted.clear()
+        self._reads.distrusted.clear()
         return after
 
     def _give_up(self) -> None:
         """End the queries of a model whose rows cannot be read, time after time: it keeps all others waiting."""
-        for name, times in list(self._failing.items()):
+        for name, times in list(self._reads.failing.items()):
             if times >= TRIES:
-                del self._failing[name]
+                del self._reads.failing[name]
                 watched = self._watched.get(name)
                 for query in list(watched.queries.values()) if watched is not None else ():
                     self._end_query(query, Unavailable(f"The rows of {name} cannot be read as the server knows them"))
@@ -691,11 +648,11 @@ class Feed:
         yield from self._slices(self._admit(extra))
         told, self._told = self._told, {}
         for name, keys in extra.items():
-            _merge(told, name, keys)
+            merge(told, name, keys)
         names = [name for name, watched in self._watched.items() if len(watched)]
         is_whole = False
         try:
-            found: _Found = yield self._thread(self._find, names, told)
+            found: Found = yield self._thread(self._reads.find, names, told)
             if not found.keys.keys().isdisjoint(names):
                 self._found_at = self._clock.seconds()
             is_unknown, self._all_unknown = self._all_unknown, False
@@ -718,11 +675,11 @@ class Feed:
                 # It may have ended early without an error; what was told here no log tells again.
                 self._is_due = True
                 for name, keys in told.items():
-                    _merge(self._told, name, keys)
+                    merge(self._told, name, keys)
         yield from self._slices(self._listener.step())
         return is_whole
 
-    def _remember(self, number: int, found: _Found) -> None:
+    def _remember(self, number: int, found: Found) -> None:
         """Keep what a step has found for those whose rows are read meanwhile, however long that takes."""
         if len(self._past) >= MOST_PAST:
             _, earlier = self._past.popleft()
@@ -758,7 +715,7 @@ class Feed:
         for number, found in self._past:
             for model, since in first.items():
                 if number >= since and (keys := found.keys.get(model)):
-                    _merge(changed, model, keys)
+                    merge(changed, model, keys)
         doubted, self._doubted = self._doubted, {}
         for query in doubted:
             watched = self._watched.get(query.question.model)
@@ -782,96 +739,7 @@ class Feed:
                 self._outdate(query)
                 return
 
-    def _find(self, names: Sequence[str], told: Keys) -> _Found:
-        """Begin a step: read what has changed. Runs in a thread."""
-        log = self._changes
-        log.watch()
-        others = set(self._memberships.models)
-        changes = log.begin({*names, *others})
-        found = _Found(known=changes.known)
-        try:
-            for name in others:
-                self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
-            for name in dict.fromkeys((*names, *changes.keys, *told)):
-                seen, mine = changes.keys.get(name, ()), told.get(name, ())
-                is_large = name in self._large
-                self._large.discard(name)
-                keys = None if seen is None or mine is None or is_large else {*seen, *mine}
-                if keys is None or len(keys) > MAX_KEYS:
-                    found.keys[name] = None
-                elif keys and found.known:
-                    found.keys[name] = keys
-                    if name in names:
-                        self._find_rows(name, list(keys), found)
-        except BaseException:
-            log.end()
-            raise
-        return found
-
-    def _find_members(
-        self, name: str, seen: Collection[Key] | None, told: Collection[Key] | None, found: _Found
-    ) -> None:
-        """Read the rows of a model that have changed by which others are in reach."""
-        if seen is None or told is None or len(seen) + len(told) > MAX_MEMBER_KEYS:
-            found.members[name] = None
-            return
-        keys = {*seen, *told}
-        if not keys:
-            return
-        found.members[name] = keys
-        watched = self._memberships.watched(name)
-        if watched is None or not found.known:
-            return
-        form = watched.form
-        try:
-            found.member_rows[name] = [Row(form, values) for values in self._rows_of(watched, form, list(keys))]
-        except Fault as fault:
-            if fault.kind not in PASSING:
-                # In the next step without them.
-                self._distrusted.add(name)
-            raise
-
-    def _find_rows(self, name: str, keys: Sequence[Key], found: _Found) -> None:
-        watched = self._watched[name]
-        form = found.forms[name] = watched.form
-        try:
-            found.rows[name] = self._rows_of(watched, form, keys)
-        except Fault as fault:
-            if fault.kind == "large":
-                # Each query says for itself what it cannot have, in the next step.
-                self._large.add(name)
-            else:
-                self._failed_at(name, fault)
-            raise
-
-    def _rows_of(self, watched: Watched[Any], form: Form, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
-        """Read the rows with some keys. Runs in a thread."""
-        rows: list[tuple[Any, ...]] = []
-        plan = Plan(
-            action="read",
-            model=watched.model,
-            shape=("read", form.names, ("$true",), ()),
-            slots=(),
-            returning=form.names,
-        )
-        key = watched.key
-        statement = self._execution.keyed(plan, key.columns, form.raw, key.condition)
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            some = keys[start : start + KEYS_AT_ONCE]
-            parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
-            rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
-        return rows
-
-    def _failed_at(self, name: str, fault: Fault) -> None:
-        """Count a fault that may be of one model's table."""
-        if fault.kind not in PASSING:
-            self._failing[name] = self._failing.get(name, 0) + 1
-
-    @property
-    def _execution(self) -> Execution:
-        return self._store.execution
-
-    def _settle(self, found: _Found, names: Sequence[str]) -> Generator[Any, Any, bool]:
+    def _settle(self, found: Found, names: Sequence[str]) -> Generator[Any, Any, bool]:
         """Find out what has become of the queries; whether that is all that the step was about."""
         touched: Touched[Query] = {}
         unsure: Touched[Query] = {}
@@ -885,7 +753,7 @@ class Feed:
                 yield from self._slices(self._touch(watched, found, keys, touched, unsure))
         is_broken = False
         if unsure:
-            matching = yield self._thread(self._ask_which, unsure)
+            matching = yield self._thread(self._reads.ask_which, unsure)
             yield from self._slices(self._matched(unsure, matching, touched))
             is_broken = any(isinstance(keys, Fault) for keys in matching.values())
         yield from self._slices(self._change(touched))
@@ -894,7 +762,7 @@ class Feed:
         self._read_beside()
         stale = [query for query in self._readable() if query.watchers and not query.fault]
         if stale:
-            anew = yield self._thread(self._read_anew, stale)
+            anew = yield self._thread(self._reads.read_anew, stale)
             until = perf_counter() + SLICE
             for query, form, rows in anew:
                 yield from self._renew(query, form, rows)
@@ -904,12 +772,12 @@ class Feed:
             if any(isinstance(rows, Fault) for _, _, rows in anew):
                 return False
         if self._memberships.unknown:
-            members = yield self._thread(self._read_members, list(self._memberships.unknown))
+            members = yield self._thread(self._reads.read_members, list(self._memberships.unknown))
             for membership, keys_of in members:
                 self._memberships.learn(membership, keys_of)
         return True
 
-    def _look_at_members(self, found: _Found) -> Iterator[None]:
+    def _look_at_members(self, found: Found) -> Iterator[None]:
         """Have the queries read anew whose rows are in reach by other rows now."""
         for name in list(self._memberships.models):
             keys = found.members.get(name, ())
@@ -925,32 +793,10 @@ class Feed:
                     self._outdate(query)
                 yield
 
-    def _read_members(self, unknown: Sequence[Membership]) -> list[tuple[Membership, dict[Key, None]]]:
-        """Read which rows conditions find, of as many as there is time for. Runs in a thread."""
-        until = perf_counter() + MEMBER_SECONDS
-        made: list[tuple[Membership, dict[Key, None]]] = []
-        for membership in unknown:
-            if made and perf_counter() > until:
-                break
-            name = membership.model.name
-            watched = self._memberships.watched(name)
-            if watched is None:
-                continue
-            plan = membership.plan
-            statement = self._execution.keyed(plan, watched.key.columns, ())
-            try:
-                rows = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES))
-            except Fault as fault:
-                if fault.kind not in PASSING or fault.kind == "timeout":
-                    self._distrusted.add(name)
-                raise
-            made.append((membership, {row[0] if len(row) == 1 else row: None for row in rows}))
-        return made
-
     def _touch(
         self,
         watched: Watched[Query],
-        found: _Found,
+        found: Found,
         keys: Iterable[Key],
         touched: Touched[Query],
         unsure: Touched[Query],
@@ -1039,75 +885,6 @@ class Feed:
     def _unreadable(self, query: Query) -> None:
         self._end_query(query, InternalError("A row of it has a value that cannot be read"))
 
-    def _ask_which(self, unsure: Touched[Query]) -> dict[Query, set[Key] | None | Fault]:
-        """Ask the database which of the rows match. Runs in a thread.
-
-        :return: by query the keys of those that do; ``None`` where there was no time for it.
-        """
-        until = perf_counter() + STEP_SECONDS
-        made: dict[Query, set[Key] | None | Fault] = {}
-        for query, rows in unsure.items():
-            if perf_counter() > until:
-                made[query] = None
-                continue
-            key = self._watched[query.question.model].key
-            where = query.question.where
-            plan = Plan(
-                action="read",
-                model=query.plan.model,
-                shape=("read", (), where.shape, ()),
-                slots=where.slots,
-            )
-            statement = self._execution.keyed(plan, key.columns, (), key.condition)
-            matching: set[Key] = set()
-            keys = list(rows)
-            for start in range(0, len(keys), KEYS_AT_ONCE):
-                some = key.encode(keys[start : start + KEYS_AT_ONCE])
-                try:
-                    found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
-                except Fault as fault:
-                    if fault.kind != "timeout":
-                        self._failed_at(query.question.model, fault)
-                        raise
-                    # In its snapshot nothing can be read any more.
-                    made[query] = fault
-                    return made
-                matching.update(row[0] if len(row) == 1 else row for row in found)
-            made[query] = matching
-        return made
-
-    def _read_anew(self, stale: Sequence[Query]) -> list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]]:
-        """Read the rows of queries anew, as many as there is time for. Runs in a thread."""
-        until = perf_counter() + STEP_SECONDS
-        made: list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]] = []
-        for query in stale:
-            if made and perf_counter() > until:
-                break
-            model = query.plan.model
-            form = Form(model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
-            plan = _wide(query, form)
-            key = self._watched[query.question.model].key
-            statement = self._execution.keyed(plan, key.columns, form.raw)
-            parameters = bind(plan, statement.parameters, MAX_BYTES)
-            begun = perf_counter()
-            try:
-                most = None if statement.max_bytes is None else MAX_BYTES
-                rows: list[tuple[Any, ...]] | Fault = []
-                if not plan.nothing:
-                    rows = self._changes.run(statement.sql, parameters, most)
-                query.took = perf_counter() - begun
-                query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
-            except Fault as fault:
-                if fault.kind not in ("large", "timeout"):
-                    self._failed_at(model.name, fault)
-                    raise
-                rows = fault
-            made.append((query, form, rows))
-            if isinstance(rows, Fault):
-                # In this snapshot nothing can be read any more.
-                break
-        return made
-
     def _renew(self, query: Query, form: Form, rows: list[tuple[Any, ...]] | Fault) -> Generator[Any, Any, None]:
         if isinstance(rows, Fault):
             if rows.kind != "large":
@@ -1181,26 +958,3 @@ def _made(query: Query, rows: Iterable[Row | None]) -> Iterator[None]:
             row.entry(query.view)
         if place % ROWS_AT_ONCE == 0:
             yield
-
-
-def _wide(query: Query, form: Form) -> Plan:
-    """The plan of the read of ``query``, with all that is needed of its rows, and as many as are."""
-    plan = query.plan
-    _, _, where, order = plan.shape
-    slots = (*plan.slots[:-2], ("int", query.reads), ("int", 0))
-    return Plan(
-        action="read",
-        model=plan.model,
-        shape=("read", form.names, where, order),
-        slots=slots,
-        returning=form.names,
-        nothing=plan.nothing,
-    )
-
-
-def _merge(into: Keys, name: str, keys: set[Key] | None) -> None:
-    before = into.setdefault(name, set())
-    if before is None or keys is None:
-        into[name] = None
-    else:
-        before |= keys

@@ -1,0 +1,286 @@
+"""Reads what a step needs of the database, in its snapshot. All of it runs in the thread of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.execution import bind
+from zcomm.data.requests import Plan
+from zcomm.data.sql.statements import RESULT_BYTES
+from zcomm.data.store import Store
+from zcomm.live.log import ChangeLog, Key
+from zcomm.live.memberships import Membership, Memberships
+from zcomm.live.query import Query
+from zcomm.live.requests import MAX_BYTES
+from zcomm.live.rows import Form, Row
+from zcomm.live.watched import Touched, Watched
+
+__all__ = ["MAX_KEYS", "QUERY_SECONDS", "STEP_SECONDS", "Found", "Keys", "Reading", "merge", "wide"]
+
+#: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
+STEP_SECONDS = 0.1
+#: Seconds that the read of one query may take.
+QUERY_SECONDS = 0.5
+#: Keys that are read at once, and those of a model beyond which its queries are read anew.
+KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
+#: Keys of a membership's model beyond which any condition on it is taken for concerned, and the seconds that a step may
+#: spend on reading what conditions find.
+MAX_MEMBER_KEYS, MEMBER_SECONDS = 2000, 0.02
+#: The faults that are of no table.
+PASSING = ("busy", "crowded", "down", "in_the_way", "lost", "overdrawn", "stale", "timeout")
+
+Keys = dict[str, "set[Key] | None"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """Keeps what a step has read: by model the keys of the rows that have changed, and those of them that are there;
+    ``None`` where all of its queries have to be read anew.
+
+    :ivar keys: also of models that nobody asks yet: somebody's first rows of them may be read meanwhile.
+    :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
+        missing.
+    """
+
+    keys: Keys = field(default_factory=dict)
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
+    members: Keys = field(default_factory=dict)
+    member_rows: dict[str, list[Row]] = field(default_factory=dict)
+    known: bool = True
+
+    def absorb(self, later: Found) -> None:
+        """Be what has changed in this step or in a later one; rows have been let go of."""
+        self.known = self.known and later.known
+        for name, keys in later.keys.items():
+            mine = self.keys.setdefault(name, set())
+            if mine is None or keys is None or len(mine) + len(keys) > MAX_KEYS:
+                self.keys[name] = None
+            else:
+                mine |= keys
+
+
+class Reading:
+    """Reads what steps need of one database.
+
+    :param store: has the statements.
+    :param log: has the snapshot.
+    :param watched: the queries, by model.
+    :param memberships: their conditions on other models.
+    :ivar failing: by model how often in a row its rows could not be read, for a reason of its own.
+    :ivar distrusted: the models whose rows could not be read to find out what memberships they are.
+    """
+
+    def __init__(self, store: Store, log: ChangeLog, watched: Mapping[str, Watched[Query]], memberships: Memberships):
+        self._store = store
+        self._changes = log
+        self._is_sqlite = store.execution.database.name == "sqlite"
+        self._watched = watched
+        self._memberships = memberships
+        self.failing: dict[str, int] = {}
+        self.distrusted: set[str] = set()
+        #: The models of which so many rows have changed that they were too large together.
+        self._large: set[str] = set()
+
+    def find(self, names: Sequence[str], told: Keys) -> Found:
+        """Begin a step: read what has changed. Its snapshot is there until the log's :meth:`~ChangeLog.end`."""
+        log = self._changes
+        log.watch()
+        others = set(self._memberships.models)
+        changes = log.begin({*names, *others})
+        found = Found(known=changes.known)
+        try:
+            for name in others:
+                self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
+            for name in dict.fromkeys((*names, *changes.keys, *told)):
+                seen, mine = changes.keys.get(name, ()), told.get(name, ())
+                is_large = name in self._large
+                self._large.discard(name)
+                keys = None if seen is None or mine is None or is_large else {*seen, *mine}
+                if keys is None or len(keys) > MAX_KEYS:
+                    found.keys[name] = None
+                elif keys and found.known:
+                    found.keys[name] = keys
+                    if name in names:
+                        self._find_rows(name, list(keys), found)
+        except BaseException:
+            log.end()
+            raise
+        return found
+
+    def _find_members(
+        self, name: str, seen: Collection[Key] | None, told: Collection[Key] | None, found: Found
+    ) -> None:
+        """Read the rows of a model that have changed by which others are in reach."""
+        if seen is None or told is None or len(seen) + len(told) > MAX_MEMBER_KEYS:
+            found.members[name] = None
+            return
+        keys = {*seen, *told}
+        if not keys:
+            return
+        found.members[name] = keys
+        watched = self._memberships.watched(name)
+        if watched is None or not found.known:
+            return
+        form = watched.form
+        try:
+            found.member_rows[name] = [Row(form, values) for values in self._rows_of(watched, form, list(keys))]
+        except Fault as fault:
+            if fault.kind not in PASSING:
+                # In the next step without them.
+                self.distrusted.add(name)
+            raise
+
+    def _find_rows(self, name: str, keys: Sequence[Key], found: Found) -> None:
+        watched = self._watched[name]
+        form = found.forms[name] = watched.form
+        try:
+            found.rows[name] = self._rows_of(watched, form, keys)
+        except Fault as fault:
+            if fault.kind == "large":
+                # Each query says for itself what it cannot have, in the next step.
+                self._large.add(name)
+            else:
+                self._failed_at(name, fault)
+            raise
+
+    def _rows_of(self, watched: Watched[Any], form: Form, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
+        """Read the rows with some keys."""
+        rows: list[tuple[Any, ...]] = []
+        plan = Plan(
+            action="read",
+            model=watched.model,
+            shape=("read", form.names, ("$true",), ()),
+            slots=(),
+            returning=form.names,
+        )
+        key = watched.key
+        statement = self._store.execution.keyed(plan, key.columns, form.raw, key.condition)
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            some = keys[start : start + KEYS_AT_ONCE]
+            parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
+            rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
+        return rows
+
+    def _failed_at(self, name: str, fault: Fault) -> None:
+        """Count a fault that may be of one model's table."""
+        if fault.kind not in PASSING:
+            self.failing[name] = self.failing.get(name, 0) + 1
+
+    def ask_which(self, unsure: Touched[Query]) -> dict[Query, set[Key] | None | Fault]:
+        """Ask the database which of the rows match.
+
+        :return: by query the keys of those that do; ``None`` where there was no time for it.
+        """
+        until = perf_counter() + STEP_SECONDS
+        made: dict[Query, set[Key] | None | Fault] = {}
+        for query, rows in unsure.items():
+            if perf_counter() > until:
+                made[query] = None
+                continue
+            key = self._watched[query.question.model].key
+            where = query.question.where
+            plan = Plan(
+                action="read",
+                model=query.plan.model,
+                shape=("read", (), where.shape, ()),
+                slots=where.slots,
+            )
+            statement = self._store.execution.keyed(plan, key.columns, (), key.condition)
+            matching: set[Key] = set()
+            keys = list(rows)
+            for start in range(0, len(keys), KEYS_AT_ONCE):
+                some = key.encode(keys[start : start + KEYS_AT_ONCE])
+                try:
+                    found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
+                except Fault as fault:
+                    if fault.kind != "timeout":
+                        self._failed_at(query.question.model, fault)
+                        raise
+                    # In its snapshot nothing can be read any more.
+                    made[query] = fault
+                    return made
+                matching.update(row[0] if len(row) == 1 else row for row in found)
+            made[query] = matching
+        return made
+
+    def read_anew(self, stale: Sequence[Query]) -> list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]]:
+        """Read the rows of queries anew, as many as there is time for."""
+        until = perf_counter() + STEP_SECONDS
+        made: list[tuple[Query, Form, list[tuple[Any, ...]] | Fault]] = []
+        for query in stale:
+            if made and perf_counter() > until:
+                break
+            model = query.plan.model
+            form = Form(model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
+            plan = wide(query, form)
+            key = self._watched[query.question.model].key
+            statement = self._store.execution.keyed(plan, key.columns, form.raw)
+            parameters = bind(plan, statement.parameters, MAX_BYTES)
+            begun = perf_counter()
+            try:
+                most = None if statement.max_bytes is None else MAX_BYTES
+                rows: list[tuple[Any, ...]] | Fault = []
+                if not plan.nothing:
+                    rows = self._changes.run(statement.sql, parameters, most)
+                query.took = perf_counter() - begun
+                query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
+            except Fault as fault:
+                if fault.kind not in ("large", "timeout"):
+                    self._failed_at(model.name, fault)
+                    raise
+                rows = fault
+            made.append((query, form, rows))
+            if isinstance(rows, Fault):
+                # In this snapshot nothing can be read any more.
+                break
+        return made
+
+    def read_members(self, unknown: Sequence[Membership]) -> list[tuple[Membership, dict[Key, None]]]:
+        """Read which rows conditions find, of as many as there is time for."""
+        until = perf_counter() + MEMBER_SECONDS
+        made: list[tuple[Membership, dict[Key, None]]] = []
+        for membership in unknown:
+            if made and perf_counter() > until:
+                break
+            name = membership.model.name
+            watched = self._memberships.watched(name)
+            if watched is None:
+                continue
+            plan = membership.plan
+            statement = self._store.execution.keyed(plan, watched.key.columns, ())
+            try:
+                rows = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES))
+            except Fault as fault:
+                if fault.kind not in PASSING or fault.kind == "timeout":
+                    self.distrusted.add(name)
+                raise
+            made.append((membership, {row[0] if len(row) == 1 else row: None for row in rows}))
+        return made
+
+
+def wide(query: Query, form: Form) -> Plan:
+    """The plan of the read of ``query``, with all that is needed of its rows, and as many as are."""
+    plan = query.plan
+    _, _, where, order = plan.shape
+    slots = (*plan.slots[:-2], ("int", query.reads), ("int", 0))
+    return Plan(
+        action="read",
+        model=plan.model,
+        shape=("read", form.names, where, order),
+        slots=slots,
+        returning=form.names,
+        nothing=plan.nothing,
+    )
+
+
+def merge(into: Keys, name: str, keys: set[Key] | None) -> None:
+    before = into.setdefault(name, set())
+    if before is None or keys is None:
+        into[name] = None
+    else:
+        before |= keys
