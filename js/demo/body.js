@@ -15,6 +15,9 @@ const NEAR = 8;
 const FRAME = 8;
 /* Pixels of a row before one is there to be measured. */
 const HEIGHT = 40;
+/* Milliseconds that rows stay where they are at most while a button is pressed: of one that moves away meanwhile a browser
+   makes no click. */
+const PRESS = 2000;
 
 const [above, body, below] = [$('rows-above'), $('rows-body'), $('rows-below')];
 
@@ -24,6 +27,7 @@ let drawn = new Map(); // key -> {row, tr}, of which the first was drawn the lon
 let keys = new WeakMap(); // tr -> key
 let height = 0; // of one row, in pixels; 0: to be measured
 let frame = 0;
+let pressed = null; // when a button was pressed that was not let go yet
 
 /**
  * Show `wanted` in the place of the rows before, from the next frame on.
@@ -61,6 +65,10 @@ function again() {
 
 function draw() {
   frame = 0;
+  if (pressed !== null && performance.now() < pressed + PRESS) {
+    soon();
+    return;
+  }
   const [first, end, inView] = near();
   const part = rows.slice(first, end);
   const names = named(part);
@@ -68,8 +76,11 @@ function draw() {
   const mark = document.activeElement?.dataset.focus;
   const room = place(part, names, first);
   const isAll = room > 0 && renew(new Map(names.map((name, n) => [name, part[n]])), inView, room);
-  fill(above, first);
-  fill(below, rows.length - end);
+  // Until the last of them have come and gone the page is as high as it will be: what is below them stays.
+  const there = body.rows.length;
+  const before = Math.max(0, Math.min(first, rows.length - there));
+  fill(above, before);
+  fill(below, Math.max(0, rows.length - before - there));
   body.hidden = rows.length === 0;
   look.drawn();
   // What is moved loses the focus. What is only scrolled away is found again where it was.
@@ -171,3 +182,11 @@ addEventListener('resize', () => {
   height = 0;
   if (rows.length > WHOLE) soon();
 });
+addEventListener('pointerdown', ({ target, button }) => {
+  if (button === 0 && target.closest('button')) pressed = performance.now();
+});
+for (const end of ['pointerup', 'pointercancel', 'blur']) {
+  addEventListener(end, () => {
+    pressed = null;
+  });
+}

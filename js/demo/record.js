@@ -53,9 +53,10 @@ async function stillThere(mine) {
 /**
  * Open the dialog for a row.
  *
- * @param {object} what {model, row, fields, where, nameOf, title, upsert, done, focus}: `fields` by name as zDescribe has
- *   them, empty when they are not known; `where` is the filter that finds the row by its key; `nameOf(row)` is what people
- *   call it, by its field `title` if it has one; `upsert` says whether the visitor may; `done` is called after a change.
+ * @param {object} what {model, row, fields, where, nameOf, title, upsert, done, refused, focus}: `fields` by name as zDescribe
+ *   has them, empty when they are not known; `where` is the filter that finds the row by its key; `nameOf(row)` is what
+ *   people call it, by its field `title` if it has one; `upsert` says whether the visitor may; `done` is called after a
+ *   change, and `refused` where the visitor has no right to it.
  */
 export function openRecord(what) {
   opened('record', what);
@@ -196,6 +197,8 @@ async function sendOf(mine, send) {
     return await send();
   } catch (error) {
     mine.doubtful ||= error instanceof BifrostError && mayBeWritten(error);
+    // Nobody tells of rights to write that have gone.
+    if (error.code === 'permission_denied' && mine.visit === visit) mine.refused();
     throw error;
   }
 }
@@ -362,7 +365,7 @@ function explain(error, mine) {
   first?.input.focus();
 }
 
-/** Ask whether the row shall be deleted: {model, row, fields, where, nameOf, title, done, focus}. */
+/** Ask whether the row shall be deleted: {model, row, fields, where, nameOf, title, done, refused, focus}. */
 export function openRemoval(what) {
   opened('removal', what);
   nameRow(open);

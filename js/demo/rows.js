@@ -13,14 +13,19 @@ import { onForget } from './visitor.js';
 const PAGE_SIZE = matchMedia('(max-width: 640px)').matches ? 10 : 50;
 /* Rows that a live query may have. */
 const MOST = 1000;
+/* Milliseconds between two counts that a screen reader reads out, but for that of what was just asked for. */
+const COUNTED = 5000;
 
 let model = '';
 let rows = [];
+let most = PAGE_SIZE; // of these that are shown
 let order = '';
-let describedThen = ''; // what the server told of the model when it was chosen, as JSON
+let describedThen = ''; // what the server told of the fields of the model when it was chosen, as JSON
 let limit = PAGE_SIZE;
-let query = null; // what is followed: {client, asks, live, isRead}; `asks` is all that it asks, as JSON
+let query = null; // what is followed: {client, asks, limit, live, isRead}; `asks` is all that it asks, as JSON
 let look = null; // how the rows look, for body.js
+let countedAt = -COUNTED; // when the last count was read out
+let counting = null;
 
 const described = () => own(description.models, model);
 const fields = () => described()?.fields ?? {};
@@ -61,7 +66,7 @@ export function follow() {
   const asks = stringify([model, filters, options]);
   if (query?.client === client && query.asks === asks && query.live.status !== 'error') return;
   leave();
-  const mine = { client, asks, live: client.live(model, filters, options), isRead: false };
+  const mine = { client, asks, limit, live: client.live(model, filters, options), isRead: false };
   const read = () => mine.client.read(model, filters, options);
   query = mine;
   mine.live.subscribe((found, change) => {
@@ -89,17 +94,18 @@ async function hear(mine, found, change, read) {
     review((where_) => touched(stringify(where_)));
   }
   showState();
-  if (change.kind === 'initial') $('rows-found').textContent = countOf(found);
-  if (change.kind === 'reset' || (status === 'error' && error.code === 'permission_denied')) await offerAnew(mine);
+  tellCount(change.kind === 'initial');
+  if (change.kind === 'reset' || (status === 'error' && error.code === 'permission_denied')) await offerAnew();
   if (query === mine && error !== null && ['error', 'loading'].includes(status)) readOnce(mine, read);
 }
 
-/** Other rights may be why: offer what there is now, and follow it where it is something else. */
-async function offerAnew(mine) {
+/** Rights may be others: offer what there is now, and follow it where it is something else. */
+async function offerAnew() {
+  const mine = client;
   await describe();
-  if (query !== mine || !mine.client.connected) return;
+  if (client !== mine || !mine.connected) return;
   offerModels();
-  if (query !== null) return;
+  if (query !== null && may('read')) return;
   follow();
   review();
 }
@@ -146,6 +152,20 @@ function showState() {
   $('again').hidden = !isOwn && state !== 'error';
 }
 
+/** Have a screen reader read out how many rows there are: soon, as steps may come faster than it can, or `now`. */
+function tellCount(now) {
+  clearTimeout(counting);
+  const wait = now ? 0 : countedAt + COUNTED - performance.now();
+  if (wait > 0) {
+    counting = setTimeout(tellCount, wait);
+    return;
+  }
+  const text = query?.live.status === 'live' ? countOf(rows) : '';
+  if ($('rows-found').textContent === text) return;
+  $('rows-found').textContent = text;
+  if (text) countedAt = performance.now();
+}
+
 /** Plain words are searched in all texts; what begins with { is a filter. */
 function readFilter() {
   const text = $('filter').value.trim();
@@ -164,14 +184,14 @@ function showFilterError(text) {
 
 /** Show these rows, of which `fresh` were not there before, or not so. */
 function take(found, fresh) {
-  rows = found;
+  [rows, most] = [found, query.limit];
   showFilterError(null);
   const names = columns();
   showHead(model, names, types(), order, sort);
   shareWidth(names, fresh);
   if (look === null || look.names.join() !== names.join()) look = lookOf(names);
-  $('rows').ariaRowCount = String(Math.min(limit, found.length) + 1);
-  showRows(found.length > limit ? found.slice(0, limit) : found, look);
+  $('rows').ariaRowCount = String(Math.min(most, found.length) + 1);
+  showRows(found.length > most ? found.slice(0, most) : found, look);
 }
 
 /** How rows with these fields look; see body.js. */
@@ -201,14 +221,14 @@ function lookOf(names) {
 const isSame = (one, other) => one === other || stringify(one) === stringify(other);
 
 const countOf = (found) =>
-  found.length > limit || found.length === MOST
-    ? `first ${Math.min(limit, MOST).toLocaleString()}`
+  found.length > most || found.length === MOST
+    ? `first ${Math.min(most, MOST).toLocaleString()}`
     : counted(found.length, 'row', 'rows');
 
 function showCount() {
   const count = countOf(rows);
   if ($('rows-count').textContent !== count) $('rows-count').textContent = count;
-  $('more').hidden = rows.length <= limit;
+  $('more').hidden = rows.length <= most;
   $('rows-empty').hidden = rows.length > 0;
   $('rows-empty').textContent = $('filter').value.trim() ? 'No row matches.' : 'No rows yet. Create the first one.';
 }
@@ -258,16 +278,17 @@ function actions(first) {
   let row = first;
   let name = nameOf(row);
   const filter = where(row);
-  const button = (text, allowed, act) => {
+  const button = (text, right, act) => {
     const focus = `${text} ${keyOf(row)}`;
     const made = make('button', { type: 'button', className: 'plain', 'data-focus': focus, 'data-online': '' }, text);
     made.ariaLabel = `${text} ${name}`;
-    allow(made, allowed && filter !== null);
+    allow(made, may(right) && filter !== null);
     if (filter === null) made.title = 'No key tells this row from the others.';
+    else made.dataset.right = right;
     made.addEventListener('click', () => act({ ...opening(row), where: filter, focus: () => focusOn(focus) }));
     return made;
   };
-  const buttons = [button('Edit', may('update'), openRecord), button('Delete', may('delete'), openRemoval)];
+  const buttons = [button('Edit', 'update', openRecord), button('Delete', 'delete', openRemoval)];
   return {
     element: make('td', { role: 'cell', className: 'row-actions' }, ...buttons),
     become(now) {
@@ -290,6 +311,7 @@ function opening(row) {
     nameOf: (other) => nameOf(other, title, key),
     upsert: may('create') && may('update'),
     done: follow,
+    refused: offerAnew,
   };
 }
 
@@ -302,7 +324,7 @@ function sort(by) {
 /** Go to the model called `name`; to none with ''. */
 function choose(name) {
   [model, limit] = [name, PAGE_SIZE];
-  describedThen = stringify(described());
+  describedThen = stringify(described()?.fields);
   const names = Object.keys(fields());
   const ordered = names.filter((field) => hasOrder(fields()[field].type));
   const key = ordered.find((field) => fields()[field].pk) ?? ordered[0];
@@ -328,10 +350,11 @@ export function offerModels() {
     if (model !== $('model-typed').value.trim()) choose('');
     if (model === '') clearRows('This server tells of no models that you may use.');
   } else if (!models.includes(model)) choose(models.includes('Users') ? 'Users' : models[0]);
-  else if (stringify(described()) !== describedThen) choose(model);
+  else if (stringify(described()?.fields) !== describedThen) choose(model);
   else showHead(model, columns(), types(), order, sort);
   $('model').value = model;
   allow($('new-row'), may('create'));
+  for (const button of document.querySelectorAll('#rows-body [data-right]')) allow(button, may(button.dataset.right));
 }
 
 on('state', ({ state }) => {

@@ -27,7 +27,7 @@ const place = Server.dataDirectory('live');
 const database = join(place, 'rows.db');
 mkdirSync(place);
 writeFileSync(join(place, 'schema.yaml'), SCHEMA);
-writeFileSync(join(place, 'policy.yaml'), policy('Followed: [read]'));
+writeFileSync(join(place, 'policy.yaml'), policy('Followed: [create, read, update, delete]'));
 const server = new Server(
   ...['--schema', join(place, 'schema.yaml'), '--policy', join(place, 'policy.yaml')],
   ...['--database', `sqlite:///${database}`],
@@ -154,6 +154,49 @@ describe('rows of a live model', () => {
     assert.equal(await tab.evaluate(() => document.activeElement.id), 'rows-title');
   });
 
+  it('stay where they are while a button is pressed, so that the press counts', async () => {
+    const button = tab.getByRole('button', { name: 'Edit Ann', exact: true });
+    await button.hover();
+    await tab.mouse.down();
+    sql(insert([11, 'Gil', 1], [12, 'Hal', 2], [13, 'Ida', 3]));
+    await tab.locator('#rows[aria-rowcount="7"]').waitFor();
+    await tab.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+    await tab.mouse.up();
+    await tab.getByRole('dialog', { name: 'Edit Ann' }).waitFor();
+    await tab.keyboard.press('Escape');
+    await areShown('Gil', 'Hal', 'Ida', 'Eva', 'Bob', 'Ann');
+    // One that is never let go keeps nothing for long.
+    await button.hover();
+    await tab.mouse.down();
+    sql('DELETE FROM "Followed" WHERE id > 10');
+    await areShown('Eva', 'Bob', 'Ann');
+    await tab.mouse.move(0, 0);
+    await tab.mouse.up();
+  });
+
+  it('are counted for a screen reader, as they are then and not at every step', async () => {
+    const region = tab.getByRole('status').filter({ hasText: 'Live' });
+    await tab.evaluate(() => {
+      const found = document.getElementById('rows-found');
+      window.counts = [];
+      const note = () => window.counts.push([performance.now(), found.textContent]);
+      new MutationObserver(note).observe(found, { childList: true });
+    });
+    const names = ['Eva', 'Bob', 'Ann'];
+    for (let n = 0; n < 6; n += 1) {
+      names.push(`P${n}`);
+      sql(insert([20 + n, `P${n}`, 1000 + n]));
+      await areShown(...names);
+    }
+    await tab.waitForFunction(() => document.getElementById('rows-found').textContent === '9 rows');
+    assert.equal((await region.textContent()).trim(), 'Live 9 rows');
+    const counts = await tab.evaluate(() => window.counts);
+    const tooSoon = counts.filter(([time], n) => n > 0 && time - counts[n - 1][0] < 4900);
+    assert.deepEqual(tooSoon, [], JSON.stringify(counts));
+    sql('DELETE FROM "Followed" WHERE id >= 20');
+    await areShown('Eva', 'Bob', 'Ann');
+  });
+
   it('are those of now after a restart of the server, and what did not change was not touched', async () => {
     await mark();
     await server.stop('SIGKILL');
@@ -172,9 +215,11 @@ describe('rows of a live model', () => {
 
 describe('rights that change while one looks', () => {
   const member = () => visit('bob', 'member');
-  const allow = (rights) => {
+  const allow = async (rights) => {
+    const before = server.log.length;
     writeFileSync(join(place, 'policy.yaml'), policy(rights));
     process.kill(server.pid, 'SIGHUP');
+    while (!/policy/.test(server.log.slice(before))) await server.said();
   };
   const heads = (guest, ...names) =>
     guest.waitForFunction(
@@ -186,15 +231,43 @@ describe('rights that change while one looks', () => {
     const guest = await member();
     await guest.locator('#rows-body tr').first().waitFor();
     await heads(guest, 'ID', 'Name', 'Size');
-    allow('Followed: {actions: [read], fields: {hide: [size]}}, Own: [read]');
+    await allow('Followed: {actions: [read], fields: {hide: [size]}}, Own: [read]');
     await heads(guest, 'ID', 'Name');
     await guest.locator('#rows-body tr').first().waitFor();
     await guest.locator('#rows-state-text', { hasText: /^Live$/ }).waitFor();
-    allow('Own: [read]');
+    await allow('Own: [read]');
     await guest.locator('#model-name', { hasText: 'Own' }).waitFor();
     await guest.locator('#rows-empty', { hasText: 'No rows yet' }).waitFor();
-    allow('Else: [read]');
+    await allow('Else: [read]');
     await guest.getByText('This server tells of no models that you may use.').waitFor();
+    assert.deepEqual(guest.complaints, []);
+    await guest.context().close();
+  });
+
+  it('to write alone are noticed where the server refuses, and the rows stay as they are', async () => {
+    await allow('Followed: [create, read, update, delete]');
+    const guest = await member();
+    await guest.getByLabel('Filter', { exact: true }).fill('{"size__lt": 100}');
+    await guest.keyboard.press('Enter');
+    const button = (name) => guest.getByRole('button', { name, exact: true });
+    await button('Edit Eve').waitFor();
+    assert.ok((await button('New').isEnabled()) && (await button('Delete Eve').isEnabled()));
+    await allow('Followed: [read, create]');
+    await guest.locator('#rows-body tr').evaluateAll((rows) => rows.forEach((row) => (row.isOld = true)));
+    await button('Edit Eve').click();
+    await guest.getByRole('dialog').getByLabel('Name', { exact: true }).fill('Evi');
+    await guest.keyboard.press('Enter');
+    await guest.locator('#record-error', { hasText: /./ }).waitFor();
+    await guest.waitForFunction(() => !document.querySelector('#rows-body button:enabled'));
+    await guest.keyboard.press('Escape');
+    assert.ok(await button('New').isEnabled());
+    assert.ok(await guest.locator('#rows-body tr').evaluateAll((rows) => rows.length > 1 && rows.every((row) => row.isOld)));
+    assert.equal(await guest.getByLabel('Filter', { exact: true }).inputValue(), '{"size__lt": 100}');
+    await allow('Followed: [read]');
+    await button('New').click();
+    await guest.getByRole('dialog').getByLabel('Name', { exact: true }).fill('New');
+    await guest.keyboard.press('Enter');
+    await guest.waitForFunction(() => document.getElementById('new-row').disabled);
     assert.deepEqual(guest.complaints, []);
     await guest.context().close();
   });
@@ -246,6 +319,21 @@ describe('a thousand rows', () => {
 
   it('are there wherever one scrolls, with their buttons, on a page that is as high as before', async () => {
     const height = await tab.evaluate(() => document.documentElement.scrollHeight);
+    // In no frame is it less or more: what one is about to press below the rows stays.
+    await tab.evaluate(() => {
+      window.heights = [];
+      const look = () => {
+        window.heights.push(document.documentElement.scrollHeight);
+        window.looking = requestAnimationFrame(look);
+      };
+      look();
+      scrollTo(0, 1_000_000);
+    });
+    await tab.locator(`#rows-body [aria-rowindex="${MANY + 1}"]`).waitFor();
+    await tab.evaluate(() => scrollTo(0, 0));
+    await allInView(/Other/);
+    const heights = await tab.evaluate(() => (cancelAnimationFrame(window.looking), window.heights));
+    assert.ok(Math.max(...heights) - Math.min(...heights) < 200, `${Math.min(...heights)} to ${Math.max(...heights)}`);
     await tab.evaluate(() => scrollTo(0, 20_000));
     await allInView(/Other \d{3}/);
     const now = await tab.evaluate(() => document.documentElement.scrollHeight);

@@ -62,6 +62,11 @@ export class Server {
     });
   }
 
+  /** Wait until it says something more. */
+  said() {
+    return once(this.#child.stdout, 'data');
+  }
+
   async stop(signal = 'SIGTERM') {
     if (this.#child === null) return;
     this.#child.kill(signal);
