@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -436,12 +437,14 @@ async def test_iterations(client: Client, server: QueryServer):
     server.tell(q2={"sees": "own"})
     server.tell(q2={"set": [[2, C]]})
     assert await first == [A, B, C]
+    stop = live.subscribe(lambda rows, change: None)
     second.cancel()
     assert isinstance(await failure_of(second), CancelledError)
     server.tell(q2={"gone": [1]})
     server.tell(q2={"gone": [2]})
     await heard_all(client)
     assert await anext(snapshots) == [C]
+    stop()
     waiting = Deferred.fromCoroutine(anext(snapshots))
     live.stop()
     assert isinstance(await failure_of(waiting), StopAsyncIteration)
@@ -457,6 +460,82 @@ async def test_iterations(client: Client, server: QueryServer):
     await client.disconnect()
     with pytest.raises(StopAsyncIteration):
         await anext(snapshots)
+
+
+@pytest_twisted.ensureDeferred
+async def test_iterations_that_are_cancelled(client: Client, server: QueryServer):
+    """The query ends, whoever keeps what was raised; who reads on gets what has changed since, and no rows twice."""
+    live = client.live("Orders")
+    seen: list[Any] = []
+
+    async def follow() -> None:
+        async for rows in live:
+            seen.append(rows)
+
+    following = Deferred.fromCoroutine(follow())
+    await wait_until(lambda: seen, "the rows")
+    following.cancel()
+    cancelled = await failure_of(following)
+    assert isinstance(cancelled, CancelledError) and cancelled.__traceback__ is not None
+    await wait_until(lambda: live.status == "stale", "the end")
+    await heard_all(client)
+    assert server.asked_for("zUnsubscribe") == [{"query": "q1"}] and seen == [[A, B]]
+
+    changes = aiter(live)
+    assert await anext(changes) == [A, B]
+    await wait_until(lambda: live.status == "live", "the rows again")
+    first, second = (Deferred.fromCoroutine(anext(changes)) for _ in range(2))
+    first.cancel()
+    assert isinstance(await failure_of(first), CancelledError)
+    await heard_all(client)
+    assert live.status == "live", "the second one waits"
+    second.cancel()
+    assert isinstance(await failure_of(second), CancelledError)
+    waiting = Deferred.fromCoroutine(anext(changes))
+    await heard_all(client)
+    assert live.status == "live" and len(server.asked_for("zUnsubscribe")) == 1, "it was read on at once"
+    waiting.cancel()
+    assert isinstance(await failure_of(waiting), CancelledError)
+    await wait_until(lambda: live.status == "stale", "the end")
+
+    waiting = Deferred.fromCoroutine(anext(changes))
+    await wait_until(lambda: live.status == "live", "the rows again")
+    await heard_all(client)
+    assert not waiting.called, "it has given these rows"
+    waiting.cancel()
+    assert isinstance(await failure_of(waiting), CancelledError)
+    await wait_until(lambda: live.status == "stale", "the end")
+    server.rows = [B]
+    assert await anext(changes) == [B]
+
+    waiting = Deferred.fromCoroutine(anext(changes))
+    waiting.cancel()
+    assert isinstance(await failure_of(waiting), CancelledError)
+    live.stop()
+    assert isinstance(await failure_of(anext(changes)), StopAsyncIteration)
+    asked = len(server.asked_for("zLive"))
+    changes = aiter(live)
+    await anext(changes)
+    waiting = Deferred.fromCoroutine(anext(changes))
+    waiting.cancel()
+    assert isinstance(await failure_of(waiting), CancelledError)
+    await heard_all(client)
+    await client.disconnect()
+    assert isinstance(await failure_of(anext(changes)), errors.ConnectionLost)
+    assert isinstance(await failure_of(anext(changes)), StopAsyncIteration)
+    assert len(server.asked_for("zLive")) == asked + 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_iteration_that_is_closed(client: Client, server: QueryServer):
+    """The query ends, whoever keeps the iteration, and so does who still waits for it."""
+    live = client.live("Orders")
+    with closing(aiter(live)) as changes:
+        assert await anext(changes) == [A, B]
+        waiting = Deferred.fromCoroutine(anext(changes))
+    assert isinstance(await failure_of(waiting), StopAsyncIteration)
+    assert isinstance(await failure_of(anext(changes)), StopAsyncIteration)
+    await wait_until(lambda: live.status == "stale", "the end")
 
 
 @pytest_twisted.ensureDeferred

@@ -38,7 +38,10 @@ class Live:
     same object as before, and so is the list where none has; neither is to be changed by the program.
 
     Iterated over (``async for rows in live``), it gives the rows now and after each change; where several have come
-    meanwhile, after the last of them. The iteration ends with :meth:`stop`, and raises where the query fails.
+    meanwhile, after the last of them. The iteration ends with :meth:`stop`, and raises where the query fails. A loop
+    that is left by ``break``, by an exception or by cancelling what it waits for looks no more. Who keeps the iteration
+    in a variable ends it for sure by its ``close()``, as in ``with contextlib.closing(aiter(live)) as changes``; after
+    a cancelled wait it can also be read on.
 
     :ivar model: the model that is asked.
     """
@@ -151,7 +154,11 @@ class Live:
 
     @property
     def _is_used(self) -> bool:
-        return bool(self._subscribers or self._loops or self._is_started)
+        return bool(self._subscribers or self._is_started or self._is_read)
+
+    @property
+    def _is_read(self) -> bool:
+        return any(not loop.is_left for loop in self._loops)
 
     def _begin(self) -> None:
         if self._is_wanted:
@@ -201,6 +208,17 @@ class Live:
         if self._rows.key is not None:
             loop.put(self._rows.list)
         self._begin()
+
+    def look(self, loop: Latest, is_left: bool) -> None:
+        """Let an iteration go on, or wait for nothing until it does."""
+        loop.is_left = is_left
+        if is_left:
+            self._rest()
+        elif loop in self._loops and self._lives.is_open():
+            self._begin()
+        elif loop in self._loops:
+            self._loops.remove(loop)
+            loop.end(ConnectionLost(1006, "not connected: the command was not sent"))
 
     def unread(self, loop: Latest) -> None:
         """Let an iteration end."""
@@ -284,7 +302,7 @@ class Live:
         """It has ended."""
         self._query = None
         self._forget()
-        is_raised = bool(self._loops or self._starting)
+        is_raised = bool(self._is_read or self._starting)
         tellings = [*self._become("error", error=error), *self._end_loops(error)]
         if "error" in self._listeners or not is_raised:
             tellings.append(partial(self._report, error))
@@ -357,9 +375,15 @@ class Live:
 
 
 class Latest:
-    """The rows that one iteration has not read yet, or its end."""
+    """The rows that one iteration has not read yet, or its end.
 
-    def __init__(self) -> None:
+    :param live: the query.
+    :ivar is_left: whether its reading was cancelled and has not gone on. A query that it alone has looked at has ended.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.is_left = False
+        self._live = live
         self._rows: list[Row] | None = None
         self._end: BaseException | None = None
         self._readers: deque[Deferred[list[Row] | BaseException]] = deque()
@@ -380,15 +404,23 @@ class Latest:
 
     def next(self) -> Deferred[Any]:
         """A Deferred of the rows or the exception. To cancel it leaves them to the next."""
+        if self.is_left:
+            self._live.look(self, False)
         if self._rows is not None:
             rows, self._rows = self._rows, None
             return succeed(rows)
         if self._end is not None:
             end, self._end = self._end, StopAsyncIteration()
             return succeed(end)
-        reader: Deferred[Any] = Deferred(self._readers.remove)
+        reader: Deferred[Any] = Deferred(self._leave)
         self._readers.append(reader)
         return reader
+
+    def _leave(self, reader: Deferred[Any]) -> None:
+        self._readers.remove(reader)
+        if not self._readers:
+            # What is cancelled keeps its iteration as long as somebody keeps its traceback.
+            self._live.look(self, True)
 
 
 class Snapshots:
@@ -396,7 +428,7 @@ class Snapshots:
 
     def __init__(self, live: Live):
         self._live = live
-        self._latest = Latest()
+        self._latest = Latest(live)
         live.read(self._latest)
 
     def __aiter__(self) -> Snapshots:
@@ -415,10 +447,11 @@ class Snapshots:
     def close(self) -> None:
         """End this iteration for good."""
         self._live.unread(self._latest)
+        self._latest.end(StopAsyncIteration())
 
     def __del__(self) -> None:
         # Where the loop was left by break, too.
-        self.close()
+        self._live.unread(self._latest)
 
 
 class Lives:
