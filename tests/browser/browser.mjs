@@ -1,5 +1,6 @@
 /** Chromium, and pages in it that remember what went wrong on their console. */
 import { createRequire } from 'node:module';
+import { setTimeout } from 'node:timers/promises';
 
 const { chromium } = createRequire(new URL('../../js/package.json', import.meta.url))('playwright-core');
 
@@ -60,6 +61,74 @@ export async function openTab(browser, options = {}) {
     dialog.dismiss();
   });
   return page;
+}
+
+/** A tab that can be hidden, as those of Playwright cannot, which have it that each of them is looked at. */
+export class HidableTab {
+  #session;
+  #id;
+  #attached;
+  #number = 0;
+  #answers = new Map();
+
+  static async open(browser, url) {
+    const tab = new HidableTab();
+    const session = (tab.#session = await browser.newBrowserCDPSession());
+    session.on('Target.receivedMessageFromTarget', ({ message }) => {
+      const { id, result, error } = JSON.parse(message);
+      tab.#answers.get(id)?.(result ?? { exceptionDetails: { text: error?.message } });
+    });
+    ({ targetId: tab.#id } = await session.send('Target.createTarget', { url }));
+    tab.#attached = await session.send('Target.attachToTarget', { targetId: tab.#id, flatten: false });
+    return tab;
+  }
+
+  async #send(method, params) {
+    const id = (this.#number += 1);
+    const answer = new Promise((resolve) => this.#answers.set(id, resolve));
+    const message = JSON.stringify({ id, method, params });
+    await this.#session.send('Target.sendMessageToTarget', { ...this.#attached, message });
+    return answer;
+  }
+
+  /** The value of an expression, or what its promise resolves with. */
+  async evaluate(expression) {
+    const params = { expression, awaitPromise: true, returnByValue: true };
+    const { result, exceptionDetails } = await this.#send('Runtime.evaluate', params);
+    if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
+    return result.value;
+  }
+
+  /** Wait until an expression is true, which is looked at every now and then; it may fail until the page is there. */
+  async until(expression) {
+    const end = performance.now() + DEADLINE;
+    for (;;) {
+      const seen = await this.evaluate(expression).catch((error) => error);
+      if (seen === true) return;
+      if (performance.now() > end) throw new Error(`it did not become so, but ${seen}: ${expression}`);
+      await setTimeout(50);
+    }
+  }
+
+  /** Open another tab before it. */
+  async hide() {
+    await this.#session.send('Target.createTarget', { url: 'about:blank' });
+    await this.until('document.hidden');
+  }
+
+  async show() {
+    await this.#session.send('Target.activateTarget', { targetId: this.#id });
+    await this.until('!document.hidden');
+  }
+
+  /** Have none of its tasks run, as a browser does with tabs that nobody looks at for long. */
+  freeze() {
+    return this.#send('Page.setWebLifecycleState', { state: 'frozen' });
+  }
+
+  thaw() {
+    return this.#send('Page.setWebLifecycleState', { state: 'active' });
+  }
 }
 
 /** Wait until the page says so in its top bar. */

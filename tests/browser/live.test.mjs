@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
-import { isState, launchBeside, openTab } from './browser.mjs';
+import { HidableTab, isState, launchBeside, openTab } from './browser.mjs';
 import { Server } from './server.mjs';
 
 const FIELDS = `
@@ -350,6 +350,53 @@ describe('a thousand rows', () => {
     sql('DELETE FROM "Followed" WHERE id > 3');
     await areShown('Third 1', 'Third 2', 'Third 3');
     await tab.locator('#rows-count', { hasText: '3 rows' }).waitFor();
+  });
+});
+
+describe('a tab that nobody looks at', () => {
+  const shown = `[...document.querySelectorAll('#rows-body td[data-field="name"]')].map((cell) => cell.textContent).join()`;
+  const taken = (count) => `document.getElementById('rows').ariaRowCount === '${count + 1}'`;
+  let hidden;
+
+  before(async () => {
+    sql('DELETE FROM "Followed"', insert([1, 'Ann', 10], [2, 'Ben', 20]));
+    hidden = await HidableTab.open(browser, `http://127.0.0.1:${server.port}/`);
+    await hidden.until(`document.querySelector('#status[data-state="disconnected"]') !== null`);
+    const token = JSON.stringify(await Server.token('eve', 'admin'));
+    await hidden.evaluate(`document.getElementById('token').value = ${token}; document.getElementById('connect-form').requestSubmit()`);
+    await hidden.until(`${shown} === 'Ben,Ann'`);
+    await hidden.evaluate(`
+      window.texts = [];
+      new MutationObserver((all) => texts.push(...all.filter(({ type }) => type === 'characterData')))
+        .observe(document.getElementById('rows-body'), { subtree: true, childList: true, characterData: true })`);
+  });
+
+  it('has nothing drawn, and once what there is when it is shown', async () => {
+    await hidden.hide();
+    for (let n = 0; n < 10; n += 1) sql(`UPDATE "Followed" SET name = 'Ann ${n}' WHERE id = 1`, insert([10 + n, `P${n}`, n]));
+    sql('DELETE FROM "Followed" WHERE id BETWEEN 11 AND 18');
+    await hidden.until(taken(4));
+    assert.equal(await hidden.evaluate(shown), 'Ben,Ann');
+    await hidden.show();
+    await hidden.until(`${shown} === 'P9,P0,Ben,Ann 9'`);
+    assert.equal(await hidden.evaluate('texts.length'), 1);
+    assert.equal(await hidden.evaluate(`document.getElementById('rows-count').textContent`), '4 rows');
+  });
+
+  it('has what there is when it was frozen, whatever has come meanwhile', async () => {
+    await hidden.hide();
+    await hidden.freeze();
+    const numbers = `WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 140)`;
+    sql(`INSERT INTO "Followed" ${numbers} SELECT i, 'Many ' || i, i FROM n`);
+    // More than a browser keeps for it: the server has to wait.
+    for (let n = 0; n < 12; n += 1) sql(`UPDATE "Followed" SET name = '${n} ' || hex(zeroblob(12000)) WHERE id >= 100`);
+    sql('DELETE FROM "Followed" WHERE id >= 100', `UPDATE "Followed" SET name = 'Bea' WHERE id = 2`);
+    await hidden.thaw();
+    await hidden.show();
+    await hidden.until(`${shown} === 'P9,P0,Bea,Ann 9'`);
+    sql(`UPDATE "Followed" SET name = 'Bel' WHERE id = 2`);
+    await hidden.until(`${shown} === 'P9,P0,Bel,Ann 9'`);
+    assert.equal(await hidden.evaluate(`document.getElementById('rows-state-text').textContent`), 'Live');
   });
 });
 
