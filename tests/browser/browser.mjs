@@ -80,6 +80,8 @@ export class HidableTab {
     });
     ({ targetId: tab.#id } = await session.send('Target.createTarget', { url }));
     tab.#attached = await session.send('Target.attachToTarget', { targetId: tab.#id, flatten: false });
+    await tab.until(`location.href === ${JSON.stringify(url)} && document.readyState === 'complete'`);
+    await tab.show();
     return tab;
   }
 
