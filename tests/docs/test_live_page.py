@@ -57,6 +57,11 @@ def test_the_figures_are_those_of_the_code():
     """How many rows and bytes, how long and how often."""
     assert f"At most {MAX_ROWS:,} rows, of {MAX_BYTES >> 20} MiB" in PAGE
     assert (2 * QUERY_SECONDS, LATE) == (1, 3) and "longer than a second" in PAGE and "three times in a row" in PAGE
-    assert PACE == 0.01 and 19 < 1 / LOOK < 20 and "nearly twenty times a second" in PAGE
+    assert (
+        PACE == 1 / 150
+        and "150 times a second" in PAGE
+        and 19 < 1 / LOOK < 20
+        and "nearly twenty times a second" in PAGE
+    )
     named = set(re.findall(r"``--(live-[a-z-]+)``", PAGE))
     assert named == {name.replace("_", "-") for name in Limits.__dataclass_fields__ if name.startswith("live_")}

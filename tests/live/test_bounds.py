@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -278,4 +279,32 @@ async def test_a_query_that_thousands_of_changes_concern_is_read_anew(
         f"b{text}" for text in texts_of[:-11:-1]
     ]
     assert max(taken, default=0) <= MAX_ROWS and every.now() == []
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_commands_leave_nothing_to_the_collector(served: Served):
+    """What refers to itself is there until garbage is collected, which takes the longer the more there is."""
+    client = await served.client()
+
+    async def some(number: int) -> None:
+        await ask(client, "create_Notes", {"values": {"owner": "ann", "text": "a"}})
+        await ask(client, "update_Notes", {"where": {"owner": "ann"}, "values": {"text": str(number)}})
+        await ask(client, "zLive", {"query": "q", "model": "Notes", "where": {"text": str(number)}})
+
+    for number in range(20):
+        await some(number)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for number in range(20, 25):
+            await some(number)
+        gc.collect()
+        left = [each for each in gc.garbage if type(each).__module__.startswith("zcomm.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
     await served.stands()

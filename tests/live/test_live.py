@@ -273,7 +273,7 @@ async def test_what_cannot_be_asked_is_refused_by_name(served: Served):
     for horizontal in (None, "q", [], 1):
         assert (await admin.call("zLive", horizontal))["code"] == "invalid"
     assert await ask(admin, "zUnsubscribe", {"query": "never"}) == {"query": "never"}
-    assert served.comm.zcli.live.feed.queries == 0
+    await wait_until(lambda: served.comm.zcli.live.feed.queries == 0, "the end of the queries")
     await served.stands()
 
 
@@ -342,7 +342,7 @@ async def test_who_leaves_leaves_nothing_behind(served: Served):
     assert (counted["queries"], counted["subscriptions"], counted["bytes"]) == (2, 6, feed.size)
     await ask(clients[0], "create_Notes", {"values": {"owner": "ann", "text": "z"}})
     await wait_until(lambda: live_numbers(served)["events"] == counted["events"] + 3, "an event for each client")
-    assert live_numbers(served)["steps"] > counted["steps"]
+    await wait_until(lambda: live_numbers(served)["steps"] > counted["steps"], "the end of the step")
     await Rows(clients[0], "q").ask("Notes", where={"text": "y"})
     assert feed.queries == 3
     await ask(clients[0], "zUnsubscribe", {"query": "q"})

@@ -563,6 +563,26 @@ def test_partitions_are_watched_whoever_writes_them(watched: Callable[..., Watch
         assert one.changes() is None
 
 
+@pytest.mark.parametrize("form", ["{}", "DO 'BEGIN {}; END'", "SELECT f()", "EXECUTE m"])
+def test_rows_that_merge_moves_to_another_partition_are_told(watched: Callable[..., Watched], form: str):
+    """PostgreSQL has them in no transition table of an update; all is read anew."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);"
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);"
+        "CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (100) TO (200)"
+    ).watch()
+    merge = "MERGE INTO t USING (VALUES (1)) AS s (k) ON t.id = s.k WHEN MATCHED THEN UPDATE SET id = 101"
+    with writing(one) as execute:
+        execute("INSERT INTO t VALUES (1, 0), (2, 0)")
+        assert one.changes() == {1, 2}
+        execute(f"CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS 'BEGIN {merge}; END'")
+        execute(f"PREPARE m AS {merge}")
+        execute(form.format(merge))
+        assert one.changes() is None
+        execute("UPDATE t SET id = 102 WHERE id = 2")
+        assert one.changes() == {2, 102}
+
+
 def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):
     """Their rows are rows of the parent as well."""
     one = watched("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE heir (w int) INHERITS (t)").watch()

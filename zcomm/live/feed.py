@@ -38,7 +38,7 @@ from zcomm.runtime.workers import Workers
 __all__ = ["Feed"]
 
 #: Seconds between the beginnings of two steps at least, and between two looks whether something has changed.
-PACE, LOOK = 0.01, 0.0515
+PACE, LOOK = 1 / 150, 0.0515
 #: Seconds after a step that has found something for which one looks as often as there may be steps.
 LIVELY = 0.1
 #: Seconds of a step that waits for the database for which no garbage is collected.
@@ -136,7 +136,8 @@ class Feed:
         self._started = self._done = 0
         self._size = 0
         self._next: IDelayedCall | None = None
-        self._begun = float("-inf")
+        #: When the last step began, and the last look.
+        self._begun = self._looked_at = float("-inf")
         self._retry = RETRY
         self._is_open = True
         self._looks = LoopingCall(self._look)
@@ -306,6 +307,8 @@ class Feed:
         finally:
             del self._since[mark]
         query.fill(entries)
+        # Those that it keeps are looked up when it takes part.
+        query.left = query.came = ()
         query.took = seconds
         if query.fault:
             raise Invalid(query.fault)
@@ -443,6 +446,7 @@ class Feed:
             return
         else:
             self._is_looking = True
+            self._looked_at = self._clock.seconds()
             self._thread(self._changes.changed).addCallbacks(self._looked, self._not_looked)
 
     def _rest(self) -> None:
@@ -537,7 +541,8 @@ class Feed:
     def _look_soon(self) -> None:
         """Look again before the others do: whoever writes now is likely to go on."""
         if self._hurried is None and self._is_open and self._is_watching:
-            self._hurried = self._clock.callLater(PACE, self._look_hurried)
+            wait = max(max(self._begun, self._looked_at) + PACE - self._clock.seconds(), 0.0)
+            self._hurried = self._clock.callLater(wait, self._look_hurried)
 
     def _look_hurried(self) -> None:
         self._hurried = None
@@ -667,16 +672,22 @@ class Feed:
                             self._outdate(query)
                 yield from self._slices(self._look_at_members(found))
                 is_whole = yield from self._settle(found, names)
+            except BaseException:
+                yield self._thread(self._changes.end)
+                raise
             finally:
                 found.rows, found.forms, found.member_rows = {}, {}, {}
-                yield self._thread(self._changes.end)
         finally:
             if not is_whole:
                 # It may have ended early without an error; what was told here no log tells again.
                 self._is_due = True
                 for name, keys in told.items():
                     merge(self._told, name, keys)
-        yield from self._slices(self._listener.step())
+        ending = self._thread(self._changes.end)
+        try:
+            yield from self._slices(self._listener.step())
+        finally:
+            yield ending
         return is_whole
 
     def _remember(self, number: int, found: Found) -> None:
@@ -872,6 +883,7 @@ class Feed:
         self._size += query.size - size
         if query.left or query.came:
             self._watched[query.question.model].follow(query)
+            query.left = query.came = ()
         if query.fault:
             self._end_query(query, Invalid(query.fault))
         elif made:

@@ -84,17 +84,16 @@ def judged_by_the_database(where: Filter, model: Model, is_sqlite: bool) -> list
 def memberships_of(where: Filter) -> list[tuple[str, Filter]]:
     """The conditions on other models in ``where``: the name of each model, and what is asked of its rows."""
     found: list[tuple[str, Filter]] = []
-
-    def look(shape: tuple[Any, ...], slots: Iterator[Slot]) -> None:
+    slots = iter(where.slots)
+    waiting = [where.shape]
+    while waiting:
+        shape = waiting.pop()
         if shape[0] in ("$and", "$or", "$not"):
-            for part in shape[1:]:
-                look(part, slots)
-            return
+            waiting += reversed(shape[1:])
+            continue
         mine = tuple(next(slots) for _ in range(_count(shape)))
         if len(shape) > 1 and shape[1] == "among":
             found.append((shape[2], Filter(shape[4], mine)))
-
-    look(where.shape, iter(where.slots))
     return found
 
 

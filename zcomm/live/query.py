@@ -25,6 +25,7 @@ __all__ = ["Query", "fields_of"]
 _BITS = 2**64 - 1
 #: What is added for each row, so that two rows that make nothing of each other are told from none.
 _COUNT = 0x9E3779B97F4A7C15
+_NOTHING: frozenset[str] = frozenset()
 #: Bytes that a query takes besides its rows.
 _BASE = 4096
 #: Up to how many rows are taken one by one.
@@ -69,7 +70,7 @@ class Query:
         self.equal, rest = equal_to(question.where, model, is_sqlite)
         self.test: Test = test_of(rest, model, is_sqlite)
         self.memberships = tuple(dict.fromkeys(memberships_of(question.where)))
-        self.depends = frozenset(name for name, _ in self.memberships)
+        self.depends = frozenset(name for name, _ in self.memberships) if self.memberships else _NOTHING
         self.watchers: dict[Any, Any] = {}
         self.is_stale = False
         self.took = self.rests_until = 0.0

@@ -14,6 +14,8 @@ from hashlib import blake2b
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
+
 from zcomm.budget.written import write_json
 from zcomm.data.models import Column, Field, Model
 from zcomm.live.log import Key
@@ -251,13 +253,10 @@ class Row:
         return entry
 
 
-class _Down:
+class _Down(msgspec.Struct, gc=False, eq=False):
     """A value in an order that descends."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
+    value: Any
 
     def __lt__(self, other: _Down) -> bool:
         return bool(other.value < self.value)
@@ -268,7 +267,7 @@ class _Down:
     __hash__ = None  # type: ignore[assignment]
 
 
-class Entry:
+class Entry(msgspec.Struct, gc=False, eq=False):
     """A row as queries have it that show the same fields in the same order.
 
     :ivar name: its key as clients see it, as JSON: a list where it has several fields.
@@ -279,15 +278,13 @@ class Entry:
     :ivar size: bytes that it takes, about.
     """
 
-    __slots__ = ("hash", "key", "name", "row", "size", "sort")
-
-    def __init__(self, key: Key, name: bytes, row: bytes, sort: tuple[Any, ...] | None, hash: int):
-        self.key = key
-        self.name = name
-        self.row = row
-        self.sort = sort
-        self.hash = hash
-        self.size = len(row) + ROW_BYTES
+    # There may be millions, and none refers to another: whoever collects garbage need not look at them.
+    key: Key
+    name: bytes
+    row: bytes
+    sort: tuple[Any, ...] | None
+    hash: int
+    size: int
 
 
 class View:
@@ -345,4 +342,4 @@ class _Shape:
                 break
             sort += (descends, _Down(value) if descends else value)  # type: ignore[operator]
         hash = int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
-        return Entry(key, name, row, None if sort is None else tuple(sort), hash)
+        return Entry(key, name, row, None if sort is None else tuple(sort), hash, len(row) + ROW_BYTES)

@@ -55,6 +55,8 @@ LONGEST = 1000
 VERSION = 1
 _VERSION = re.compile(r"\s*-- zcomm ([0-9]+)\s", re.ASCII)
 
+#: Whether a text of statements and of what calls them may have a MERGE; a prepared statement says its name alone.
+_MERGES = "OPERATOR(pg_catalog.~*) E'\\\\mmerge\\\\M|^\\\\s*execute\\\\M'"
 _INTEGERS = frozenset({"int2", "int4", "int8"})
 _TEXTS = frozenset({"text", "varchar"})
 #: Types whose text says all of a value, under the settings that it depends on, and is read under any as that value.
@@ -435,9 +437,21 @@ def function_source(table: Table) -> str:
             f"WHERE {size} OPERATOR(pg_catalog.>) 0;"
         )
 
+    updated = logged(f"{keys('n')} UNION ALL {keys('o')}", 2 * MAX_KEYS)
+    declared = ""
+    if any(each.kind == "p" for each in table.members):
+        # A row that MERGE moves to another partition is in no transition table of its UPDATE (PostgreSQL 15 to 18).
+        declared = "DECLARE\n  zcomm_context text;"
+        updated = f"""GET DIAGNOSTICS zcomm_context = PG_CONTEXT;
+    IF pg_catalog.concat(pg_catalog.current_query(), zcomm_context) {_MERGES} THEN
+      {insert}VALUES ({_literal(table.token)}, NULL);
+    ELSE
+      {updated}
+    END IF;"""
     return f"""
 -- zcomm {VERSION}
 #variable_conflict use_column
+{declared}
 BEGIN
   IF pg_catalog.pg_try_advisory_xact_lock_shared({LOCK}) THEN
     RETURN NULL;
@@ -445,7 +459,7 @@ BEGIN
   IF TG_OP {same} 'INSERT' THEN
     {logged(keys("n"), MAX_KEYS)}
   ELSIF TG_OP {same} 'UPDATE' THEN
-    {logged(f"{keys('n')} UNION ALL {keys('o')}", 2 * MAX_KEYS)}
+    {updated}
   ELSIF TG_OP {same} 'DELETE' THEN
     {logged(keys("o"), MAX_KEYS)}
   ELSE

@@ -214,6 +214,8 @@ class Job:
         if self.elsewhere is not None:
             self.line.way = self.elsewhere.way
         self.line.learn(self, is_light, used + beyond >= LOOK)
+        # It knows this call: the two would be there until garbage is collected, with all that was asked.
+        self.elsewhere = None
         if self.is_large and used > TIRING:
             self.line.rests = time.monotonic() + min(used, REST)
 
