@@ -57,6 +57,12 @@ class Watched:
         self.models = models
         self.database = PostgreSQLDatabase(sa.make_url(url))
         self.log = PostgreSQLLog(self.database, lambda: Schema({one.name: one for one in models}))
+        # It would look at the tables at any time.
+        self.log._shapes_at = float("inf")
+
+    def look(self) -> None:
+        """Have the next step look at what was altered of the tables, and others from time to time."""
+        self.log._shapes_at = 0.0
 
     def others(self, **settings: Any) -> psycopg.Connection[Any]:
         """A connection of somebody else's."""
@@ -581,6 +587,46 @@ def test_rows_that_merge_moves_to_another_partition_are_told(watched: Callable[.
         assert one.changes() is None
         execute("UPDATE t SET id = 102 WHERE id = 2")
         assert one.changes() == {2, 102}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE t RENAME TO old; ALTER TABLE other RENAME TO t; "
+        "ALTER TABLE t RENAME TO other; ALTER TABLE old RENAME TO t",
+        "ALTER TABLE t DISABLE TRIGGER ALL; UPDATE t SET v = 5; ALTER TABLE t ENABLE TRIGGER ALL",
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t USING (id < 2)",
+        "ALTER POLICY q ON t USING (id < 3)",
+        "CREATE TABLE heir () INHERITS (t); INSERT INTO heir VALUES (7, 7)",
+        "ALTER TABLE t RENAME v TO w; ALTER TABLE t RENAME w TO v",
+    ],
+    ids=["swapped", "disabled", "row security", "policy", "heir", "column"],
+)
+def test_what_is_altered_has_all_read_anew(watched: Callable[..., Watched], sql: str):
+    """Also where it is undone by the time that somebody looks. Statistics and vacuum alter nothing."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); CREATE POLICY q ON t;"
+        "CREATE TABLE other (id int PRIMARY KEY, v int);"
+        "INSERT INTO t VALUES (1, 0), (2, 0)"
+    ).watch()
+    with writing(one) as execute:
+        execute("UPDATE t SET v = 1 WHERE id = 1")
+        one.look()
+        assert one.changes() == {1}
+        execute("VACUUM ANALYZE t")
+        execute("VACUUM FREEZE t")
+        one.look()
+        assert not one.log.changed()
+        for each in sql.split("; "):
+            execute(each)
+        wait_until_blocking(one.log.changed, "what was altered")
+        assert one.changes() is None and one.changes() == set()
+        assert one.log.tend() == {}
+        one.look()
+        one.changes()
+        execute("UPDATE t SET v = 9 WHERE id = 1")
+        assert one.changes() == {1}
+        assert one.changes() == set()
 
 
 def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):

@@ -27,6 +27,7 @@ from zcomm.live.postgresql.lock import STALE, Holder, clean
 from zcomm.live.postgresql.tables import (
     INSTALL_LOCK,
     LOCK,
+    SHAPES,
     Table,
     base_sql,
     find_tables,
@@ -49,6 +50,8 @@ __all__ = ["PostgreSQLLog", "Status"]
 COMPARE_EVERY, RENEW_EVERY, ASK_EVERY = 60.0, 10.0, 1.0
 #: Seconds between two cleanings by whoever does not hold the lock: whoever does may be stopped.
 CLEAN_EVERY = 10.0
+#: Seconds between two looks at what was altered of tables, and of these for each table: some 33 us of the database's.
+SHAPES_EVERY, SHAPES_OF_ONE = 0.25, 0.01
 #: How many keys a step takes, and of one model.
 MAX_KEYS, MAX_MODEL_KEYS = 100_000, 50_000
 #: How long a step waits for tables, and an installation: while it waits, writers wait behind it.
@@ -111,7 +114,7 @@ WHERE id OPERATOR(pg_catalog.=) %s::pg_catalog.int8
 """
 #: Who holds the lock, and in which file the log is: it has another one when somebody has emptied it by TRUNCATE.
 _LIFE = "pg_catalog.concat(l.id, ' ', pg_catalog.pg_relation_filenode('zcomm.changes'::pg_catalog.regclass))"
-#: The snapshot; that, and whether nobody holds the lock; whether we are registered.
+#: The snapshot; that, and whether nobody holds the lock; whether we are registered; the tables as they are.
 _STATE = f"""
 pg_catalog.jsonb_build_array(
     pg_catalog.pg_current_snapshot()::text,
@@ -120,7 +123,7 @@ pg_catalog.jsonb_build_array(
         SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
     ), true),
     EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
-    pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
+    {SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
 )
 """  # noqa: S608 (constants and quoted names)
 _UNSEEN = """
@@ -149,7 +152,7 @@ SELECT {_LIFE}, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
 ) IS NOT NULL OR EXISTS (
     SELECT FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
-) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
+), {SHAPES} FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
 """  # noqa: S608 (constants and quoted names)
 #: The log has an index, whatever its statistics say. A serializable transaction that looks at it would make those fail
 #: that write it.
@@ -231,10 +234,13 @@ class PostgreSQLLog:
         #: The snapshot up to which all is known, and the life in which; and those of the step under way.
         self._read: tuple[str, str] | None = None
         self._reading: tuple[str, str] | None = None
+        #: Tables as they were by then, by their numbers; and those as they are in the step under way.
+        self._shapes: dict[str, str] = {}
+        self._seeing: dict[str, str] = {}
         #: The settings by which queries of tables are planned, which are otherwise for the log.
         self._plans = ("on", "on")
         self._role = ""
-        self._renew_at = self._compare_at = self._ask_at = self._clean_at = 0.0
+        self._renew_at = self._compare_at = self._ask_at = self._clean_at = self._shapes_at = 0.0
 
     # Installing
 
@@ -518,18 +524,25 @@ class PostgreSQLLog:
         if not self._installed:
             return Changes({}, known=all(self._reasons.values()))
         anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew)
-        state = (self._feed, *self._plans)
+        numbers = self._numbers()
+        state = (self._feed, _array(numbers), *self._plans)
         if self._read is None:
             rows = connection.run(_FIRST, state, True)[0]
         else:
             rows = connection.run(_CHANGES, (self._read[0], self._read[0], *state), True)[0]
-        snapshot, life, free, registered, *_ = json.loads(rows[0][1])
+        snapshot, life, free, registered, shapes, *_ = json.loads(rows[0][1])
         if not registered and self._holder is not None:
             self._registered = False
             if not again:
                 # Who cleans took us for gone. The log keeps what comes after we are there again.
                 self._rollback()
                 return self._begin(models, True)
+        shapes = shapes or {}
+        if altered := self._altered(numbers, shapes):
+            # What was read of another table, or by other rights, is not kept beside what is read now.
+            self._compare_at = 0.0
+            anew |= {name: None for name, table in self._tables.items() if not altered.isdisjoint(_numbers_of(table))}
+        self._seeing = {number: each for number, each in self._shapes.items() if number not in numbers} | shapes
         if free or not life or not registered:
             self._unwatched()
             return Changes(anew, known=False)
@@ -537,6 +550,18 @@ class PostgreSQLLog:
         if self._read is None or self._read[1] != life:
             return Changes(anew, known=False)
         return Changes(self._keys(rows[1:]) | anew)
+
+    def _numbers(self) -> Collection[str]:
+        """The numbers of the tables that are looked at now for what was altered: of all now and then, of none else."""
+        if (now := time.monotonic()) < self._shapes_at:
+            return ()
+        numbers = {number for table in self._tables.values() for number in _numbers_of(table)}
+        self._shapes_at = now + max(SHAPES_EVERY, SHAPES_OF_ONE * len(numbers))
+        return numbers
+
+    def _altered(self, numbers: Collection[str], shapes: Mapping[str, str]) -> set[str]:
+        """Those of some tables that are not as they were at the last step."""
+        return {each for each in numbers if each in self._shapes and shapes.get(each) != self._shapes[each]}
 
     def _keys(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Collection[Key] | None]:
         keys: dict[str, Any] = {}
@@ -565,6 +590,7 @@ class PostgreSQLLog:
         self._rollback()
         if not self._failed:
             self._read, self._failing_since = self._reading, 0.0
+            self._shapes = self._seeing
             self._anew.clear()
 
     def changed(self) -> bool:
@@ -576,11 +602,17 @@ class PostgreSQLLog:
         if self._read is None:
             return self._holder.holds or self._may_ask()
         snapshot, life = self._read
-        rows = self._ask(_CHANGED, (snapshot, snapshot))
+        numbers = self._numbers()
+        rows = self._ask(_CHANGED, (snapshot, snapshot, _array(numbers)))
         if not rows or rows[0][1]:
             self._unwatched()
             return self._may_ask()
-        return bool(self._anew) or rows[0][0] != life or rows[0][2]
+        in_life, _, has_changed, shapes = rows[0]
+        if self._altered(numbers, json.loads(shapes or "{}")):
+            # For the step.
+            self._shapes_at = 0.0
+            return True
+        return bool(self._anew) or in_life != life or has_changed
 
     def _may_ask(self) -> bool:
         """Whether it is time for a step that does not know what has changed."""
@@ -682,6 +714,14 @@ class PostgreSQLLog:
         self._stepping = False
         if self._connection is not None:
             self._connection.rollback()
+
+
+def _numbers_of(table: Table) -> set[str]:
+    return {str(member.number[0]) for member in table.members}
+
+
+def _array(numbers: Collection[str]) -> str:
+    return f"{{{','.join(numbers)}}}"
 
 
 def _script(statements: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from zcomm.live.log import Key, KeyForm
 __all__ = [
     "LOCK",
     "MAX_KEYS",
+    "SHAPES",
     "Column",
     "Member",
     "Table",
@@ -171,6 +172,25 @@ class Trigger:
     function: str | None
     old: str | None
     new: str | None
+
+
+#: Of tables by their numbers, what is another once one has another name or schema, other columns, rights, partitions,
+#: triggers or policies of row security, also where that was undone. Statistics and vacuum change nothing of it.
+SHAPES = """
+(SELECT pg_catalog.jsonb_object_agg(c.oid, pg_catalog.concat(c.xmin, ' ', (
+    SELECT pg_catalog.string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0
+), ' ', (
+    SELECT pg_catalog.string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_catalog.pg_inherits AS i
+    WHERE i.inhparent OPERATOR(pg_catalog.=) c.oid
+), ' ', (
+    SELECT pg_catalog.string_agg(t.xmin::text, ',' ORDER BY t.oid) FROM pg_catalog.pg_trigger AS t
+    WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid
+), ' ', (
+    SELECT pg_catalog.string_agg(p.xmin::text, ',' ORDER BY p.oid) FROM pg_catalog.pg_policy AS p
+    WHERE p.polrelid OPERATOR(pg_catalog.=) c.oid
+))) FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.oid[]))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
