@@ -568,6 +568,10 @@ class Feed:
             is_due = query.took > STEP_SECONDS and query.rests_until <= now and query not in self._beside
             if is_due and query.watchers and not query.fault:
                 self._beside[query] = None
+                if not query.is_slow:
+                    query.is_slow = True
+                    text = "a live query of {model} takes {seconds:.2f} s; it is read beside the steps and behind them"
+                    self._log.info(text, model=query.question.model, seconds=query.took)
                 mark = object()
                 since = self._since[mark] = self._number + 1
                 watched = self._watched[query.question.model]
@@ -601,6 +605,7 @@ class Feed:
                 self._end_query(query, InternalError("It could not be read anew"))
         else:
             entries, query.took = result
+            query.is_slow = query.took > STEP_SECONDS
             query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             query.rests_until = now + SLOW_REST * query.took
             size = query.size

@@ -51,6 +51,7 @@ class Query:
     :ivar has_spares: whether more rows are kept than clients see; none are where these would be too large.
     :ivar is_stale: whether its rows are to be read anew.
     :ivar took: seconds that it took to read its rows.
+    :ivar is_slow: whether it is known for one that takes long.
     :ivar rests_until: the time before which they are not read again where that is long.
     :ivar late: how often in a row its rows took too long to be read anew.
     :ivar fault: why it cannot go on; empty where it can.
@@ -72,7 +73,7 @@ class Query:
         self.memberships = tuple(dict.fromkeys(memberships_of(question.where)))
         self.depends = frozenset(name for name, _ in self.memberships) if self.memberships else _NOTHING
         self.watchers: dict[Any, Any] = {}
-        self.is_stale = False
+        self.is_stale = self.is_slow = False
         self.took = self.rests_until = 0.0
         self.late = 0
         self.fault = ""
