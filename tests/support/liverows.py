@@ -63,7 +63,7 @@ class Rows:
             self.rows = [row for row in self.rows if json.dumps(row[self.key]) not in gone]
             for place, row in made.get("set", ()):
                 self.rows.insert(place, row)
-            self.digest = made["digest"]
+            self.digest = made.get("digest", self.digest)
         self.seen = len(events(self.client))
         return self.rows
 
