@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, texts, write, writing
+from support.liverows import Rows, ask, events, serve, texts, write, writing
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
@@ -43,8 +43,7 @@ Parts:
 
 @pytest_twisted.async_yield_fixture
 async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    server = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",), "database": url}).start()
+    server = await serve(tmp_path, SCHEMA, url)
     yield server
     await server.stop()
 
@@ -79,9 +78,7 @@ async def test_a_long_read_keeps_no_rows_of_the_steps_meanwhile(
     """Only which have changed, of so many steps as may be, and whoever waited has what was changed."""
     monkeypatch.setattr(feeds, "MOST_PAST", 3)
     monkeypatch.setattr(feeds, "QUERY_SECONDS", 60.0)
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
-    served = await Served(tmp_path, config=config).start()
+    served = await serve(tmp_path, SCHEMA, postgresql_url)
     feed: Feed = served.comm.zcli.live.feed
     try:
         admin, other = await served.client(), await served.client()
@@ -185,9 +182,9 @@ async def test_queries_that_take_long_keep_no_others_waiting(
             'CREATE VIEW "Slow" AS SELECT id, text FROM entries '
             "WHERE (SELECT pg_advisory_xact_lock_shared(77)) IS NOT NULL"
         )
-        (tmp_path / "schema.yaml").write_text(f"{SCHEMA}Slow:\n  id: {{type: int, pk: true}}\n  text: {{type: str}}\n")
-        config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
-        served = await Served(tmp_path, config=config).start()
+        served = await serve(
+            tmp_path, f"{SCHEMA}Slow:\n  id: {{type: int, pk: true}}\n  text: {{type: str}}\n", postgresql_url
+        )
         feed: Feed = served.comm.zcli.live.feed
         try:
             client, second = await served.client(), await served.client()
@@ -217,10 +214,10 @@ async def test_a_query_that_takes_long_rests(tmp_path: Path, postgresql_url: str
     """So many times as long as it took; then it is its turn again, whoever writes, and nothing was missed."""
     monkeypatch.setattr(feeds, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(feeds, "SLOW_REST", 0.0)
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": postgresql_url}
-    served = await Served(tmp_path, config=config).start()
+    served = await serve(tmp_path, SCHEMA, postgresql_url)
     feed: Feed = served.comm.zcli.live.feed
+    # TRUNCATE alters a table as well, for which it is read once more.
+    feed._changes._shapes_at = float("inf")  # type: ignore[attr-defined]
     try:
         client = await served.client()
         slow, quick = await Rows(client, "slow").ask("Notes"), await Rows(client, "quick").ask("Parts")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
-from support.liverows import Rows, ask, events, texts, write, writing
+from support.liverows import Rows, ask, events, serve, texts, write, writing
 from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
@@ -46,10 +46,7 @@ member:
 @pytest_twisted.async_yield_fixture
 async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
     """A server with notes of several owners."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
-    server = await Served(tmp_path, policy=POLICY, config=config).start()
-    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    server = await serve(tmp_path, SCHEMA, url, users=("ann", "bob"), policy=POLICY)
     yield server
     await server.stop()
 
@@ -364,8 +361,7 @@ async def test_who_leaves_leaves_nothing_behind(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_takes_nothing_is_told_all_when_it_does(tmp_path: Path):
     """Steps do not queue up for it: it gets all rows once, when it has taken what waited, and goes on from there."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",)}, broadcast="none").start()
+    served = await serve(tmp_path, SCHEMA, broadcast="none")
     try:
         admin, slow = await served.client(), await served.client()
         rows = await Rows(slow, "q").ask("Notes", fields=["text"], limit=40)
@@ -398,9 +394,7 @@ async def test_a_client_that_takes_nothing_is_told_all_when_it_does(tmp_path: Pa
 async def test_the_bounds_are_kept_and_named(tmp_path: Path):
     """More queries than a client may have, and more rows than there is memory for, are refused and cost nobody else
     theirs."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    limits = {"live_per_client": 3, "live_memory": 1024 * 1024}
-    server = await Served(tmp_path, limits, config={"schemas": (tmp_path / "schema.yaml",)}).start()
+    server = await serve(tmp_path, SCHEMA, limits={"live_per_client": 3, "live_memory": 1024 * 1024})
     try:
         greedy = await server.client()
         token = server.store.add("bob", "member").token
@@ -468,8 +462,7 @@ async def test_what_another_program_writes_is_told(served: Served, url: str):
 async def test_who_asks_for_what_nobody_watches_has_what_there_is_now(tmp_path: Path, postgresql: Cluster, url: str):
     """Where others' writes are not seen, the rows that somebody else was told a moment ago are read once more, also
     before any step has taken that query up."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA.replace("  _model: {live: true}\n", ""))
-    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",), "database": url}).start()
+    served = await serve(tmp_path, SCHEMA.replace("  _model: {live: true}\n", ""), url)
     try:
         first, second = await served.client(), await served.client()
         await Rows(first, "parts").ask("Parts")
@@ -614,9 +607,7 @@ async def test_what_only_the_database_can_tell_is_asked_of_it(served: Served):
 async def test_where_nothing_is_logged_writes_by_the_server_are_followed(postgresql: Cluster, tmp_path: Path, url: str):
     """Of models that are not live: rows that clients write, those that go along by foreign keys, and, for whoever asks
     anew, those that others have written."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA.replace("  _model: {live: true}\n", ""))
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
-    served = await Served(tmp_path, policy=POLICY, config=config).start()
+    served = await serve(tmp_path, SCHEMA.replace("  _model: {live: true}\n", ""), url, policy=POLICY)
     try:
         admin = await served.client()
         notes, parts = await Rows(admin, "notes").ask("Notes"), await Rows(admin, "parts").ask("Parts")
@@ -641,8 +632,7 @@ async def test_where_nothing_is_logged_writes_by_the_server_are_followed(postgre
 @pytest_twisted.ensureDeferred
 async def test_a_slow_client_is_told_all_that_it_missed_in_one_event(tmp_path: Path):
     """The rows of all its queries are of one step, and that one of them has ended is said as well."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    served = await Served(tmp_path, config={"schemas": (tmp_path / "schema.yaml",)}, broadcast="none").start()
+    served = await serve(tmp_path, SCHEMA, broadcast="none")
     try:
         admin, slow = await served.client(), await served.client()
         data, feed = served.comm.zcli.data, served.comm.zcli.live.feed

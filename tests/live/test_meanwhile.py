@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, texts, write
+from support.liverows import Rows, ask, events, serve, texts, write
 from support.postgres import Cluster
 from support.rawclient import RawClient
 from support.served import Served
@@ -51,10 +51,7 @@ member:
 
 @pytest_twisted.async_yield_fixture
 async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
-    server = await Served(tmp_path, policy=POLICY, config=config).start()
-    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    server = await serve(tmp_path, SCHEMA, url, users=("ann", "bob"), policy=POLICY)
     yield server
     await server.stop()
 
@@ -273,7 +270,7 @@ async def test_whoever_asks_waits_for_a_step_that_went_well(served: Served, url:
     def fail(models: Any) -> Any:
         if len(failed) < 3:
             failed.append(models)
-            raise Fault("lost", "a fault of our own")
+            raise Fault("lost", (), "a fault of our own")
         return begin(models)
 
     await wait_until(lambda: not feed.is_running and not feed._is_due, "no step")
@@ -282,6 +279,31 @@ async def test_whoever_asks_waits_for_a_step_that_went_well(served: Served, url:
     assert texts((await Rows(other, "q").ask("Notes")).rows) == ["a", "new"]
     assert len(failed) == 3
     assert texts(await everything.until(lambda rows: len(rows) == 2)) == ["a", "new"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_steps_that_fail_end_with_the_last_query(served: Served, url: str, monkeypatch: pytest.MonkeyPatch):
+    """None that is tried again holds the log once nobody asks for anything; whoever asks then is told as ever."""
+    feed: Any = served.comm.zcli.live.feed
+    monkeypatch.setattr(feeds, "REST", 0.1)
+    client = await served.client()
+    await watching(served, url, client)
+    begin = feed._changes.begin
+
+    def fail(models: Any) -> Any:
+        raise Fault("lost", (), "a fault of our own")
+
+    monkeypatch.setattr(feed._changes, "begin", fail)
+    write(url, """UPDATE "Notes" SET text = 'b'""")
+    await wait_until(lambda: feed._retry == feeds.MAX_RETRY, "a step that fails")
+    await ask(client, "zUnsubscribe", {"query": "q"})
+    await wait_until(lambda: not feed._is_watching, "rest")
+    assert not feed._is_due and feed._next is None
+    monkeypatch.setattr(feed._changes, "begin", begin)
+    rows = await Rows(client, "q").ask("Notes")
+    write(url, """UPDATE "Notes" SET text = 'c'""")
+    assert texts(await rows.until(lambda rows: texts(rows) != ["b"])) == ["c"]
     await served.stands()
 
 

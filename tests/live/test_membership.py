@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, texts, write
+from support.liverows import Rows, ask, events, serve, texts, write
 from support.postgres import Cluster
 from support.rawclient import Frame, Opcode, RawClient
 from support.served import Served
@@ -53,10 +53,7 @@ placed:
 @pytest_twisted.async_yield_fixture
 async def served(postgresql: Cluster, tmp_path: Path, url: str) -> AsyncIterator[Served]:
     """Three boards, of which ann is in the first and the second, bob in the third."""
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    config = {"schemas": (tmp_path / "schema.yaml",), "database": url}
-    server = await Served(tmp_path, policy=POLICY, config=config).start()
-    server.tokens |= {name: server.store.add(name, "member").token for name in ("ann", "bob")}
+    server = await serve(tmp_path, SCHEMA, url, users=("ann", "bob"), policy=POLICY)
     data = server.comm.zcli.data
     for title in ("a", "b", "c"):
         await data.create("test", "Boards", {"title": title})

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from support.rawclient import Frame, Opcode, RawClient
+from support.served import Served
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-__all__ = ["Rows", "ask", "events", "texts", "write", "writing"]
+__all__ = ["Rows", "ask", "events", "serve", "texts", "write", "writing"]
+
+
+async def serve(directory: Path, schema: str, url: str = "", users: Iterable[str] = (), **options: Any) -> Served:
+    """A server that runs, of a schema and a database; with tokens of ``users``, who are members."""
+    (directory / "schema.yaml").write_text(schema)
+    config = {"schemas": (directory / "schema.yaml",)} | ({"database": url} if url else {})
+    server = await Served(directory, config=config, **options).start()
+    server.tokens |= {name: server.store.add(name, "member").token for name in users}
+    return server
 
 
 async def ask(client: RawClient, key: str, horizontal: Any) -> Any:

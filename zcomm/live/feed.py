@@ -456,7 +456,11 @@ class Feed:
             self._idle_since = now
         elif now - self._idle_since > REST and not self._is_running:
             self._idle_since = None
-            self._is_watching = False
+            self._is_watching = self._is_due = False
+            if self._next is not None:
+                # That of a step which has failed.
+                self._next.cancel()
+                self._next = None
             self._looks.stop()
             self._tends.stop()
             self._thread(self._changes.rest).addErrback(lambda _: None)
@@ -492,7 +496,9 @@ class Feed:
     # -- steps
 
     def _step_soon(self, after: float = 0.0) -> None:
-        """Have a step begin, as soon as there may be one."""
+        """Have a step begin as soon as there may be one; none once nothing is logged any more, as it would log again."""
+        if not self._is_watching:
+            return
         self._is_due = True
         if self._is_running or self._next is not None or not self._is_open:
             return
