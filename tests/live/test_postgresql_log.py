@@ -57,8 +57,10 @@ class Watched:
         self.models = models
         self.database = PostgreSQLDatabase(sa.make_url(url))
         self.log = PostgreSQLLog(self.database, lambda: Schema({one.name: one for one in models}))
-        # It would look at the tables at any time.
+    def do_not_look(self) -> Watched:
+        """Have steps not look at what was altered of the tables, which they would at any time."""
         self.log._shapes_at = float("inf")
+        return self
 
     def look(self) -> None:
         """Have the next step look at what was altered of the tables, and others from time to time."""
@@ -71,7 +73,7 @@ class Watched:
     def watch(self) -> Watched:
         """Have all watched, and read what there is."""
         assert dict(self.log.prepare(self.models)) == {one.name: "" for one in self.models}
-        return self.go_on()
+        return self.go_on().do_not_look()
 
     def go_on(self) -> Watched:
         self.log.watch()
@@ -599,8 +601,9 @@ def test_rows_that_merge_moves_to_another_partition_are_told(watched: Callable[.
         "ALTER POLICY q ON t USING (id < 3)",
         "CREATE TABLE heir () INHERITS (t); INSERT INTO heir VALUES (7, 7)",
         "ALTER TABLE t RENAME v TO w; ALTER TABLE t RENAME w TO v",
+        "ALTER SCHEMA public RENAME TO old; ALTER SCHEMA old RENAME TO public",
     ],
-    ids=["swapped", "disabled", "row security", "policy", "heir", "column"],
+    ids=["swapped", "disabled", "row security", "policy", "heir", "column", "schema"],
 )
 def test_what_is_altered_has_all_read_anew(watched: Callable[..., Watched], sql: str):
     """Also where it is undone by the time that somebody looks. Statistics and vacuum alter nothing."""
@@ -627,6 +630,25 @@ def test_what_is_altered_has_all_read_anew(watched: Callable[..., Watched], sql:
         execute("UPDATE t SET v = 9 WHERE id = 1")
         assert one.changes() == {1}
         assert one.changes() == set()
+
+
+def test_a_table_that_takes_the_place_of_another_is_looked_at_as_well(watched: Callable[..., Watched]):
+    """From then on: also where the first one is put back."""
+    one = watched(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE other (id int PRIMARY KEY, v int);"
+        "CREATE TABLE part (id int PRIMARY KEY, v int)"
+    ).watch()
+    one.look()
+    one.changes()
+    with writing(one) as execute:
+        for first, second in (("old", "other"), ("other", "old")) * 2:
+            execute(f"BEGIN; ALTER TABLE t RENAME TO {first}; ALTER TABLE {second} RENAME TO t; COMMIT")
+            wait_until_blocking(one.log.changed, "what was altered")
+            assert one.changes() is None
+            one.log.tend()
+            # As the feed does: what is put right, and what came, asks for steps of its own.
+            while one.log.changed():
+                one.changes()
 
 
 def test_heirs_are_watched_with_their_parent(watched: Callable[..., Watched]):

@@ -496,7 +496,7 @@ class Feed:
     # -- steps
 
     def _step_soon(self, after: float = 0.0) -> None:
-        """Have a step begin as soon as there may be one; none once nothing is logged any more, as it would log again."""
+        """Have a step begin as soon as there may be one; none once nothing is logged any more: it would log again."""
         if not self._is_watching:
             return
         self._is_due = True

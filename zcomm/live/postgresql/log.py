@@ -301,6 +301,8 @@ class PostgreSQLLog:
         # Another thread may look into it.
         self._tables = {name: t for name, t in self._tables.items() if name not in names} | self._look(models)
         self._models = {table.token: name for name, table in self._tables.items()}
+        # Those that are new among them are looked at from now on.
+        self._shapes_at = 0.0
 
     def _look(self, models: Iterable[Model]) -> dict[str, Table]:
         keys = {
@@ -607,9 +609,10 @@ class PostgreSQLLog:
         if not rows or rows[0][1]:
             self._unwatched()
             return self._may_ask()
-        in_life, _, has_changed, shapes = rows[0]
-        if self._altered(numbers, json.loads(shapes or "{}")):
-            # For the step.
+        in_life, _, has_changed, text = rows[0]
+        shapes = json.loads(text or "{}")
+        if self._altered(numbers, shapes) or not shapes.keys() <= self._shapes.keys():
+            # For the step, which takes note of those that came as well.
             self._shapes_at = 0.0
             return True
         return bool(self._anew) or in_life != life or has_changed

@@ -178,10 +178,13 @@ class Trigger:
 #: triggers or policies of row security, also where that was undone. Statistics and vacuum change nothing of it.
 SHAPES = """
 (SELECT pg_catalog.jsonb_object_agg(c.oid, pg_catalog.concat(c.xmin, ' ', (
+    SELECT n.xmin FROM pg_catalog.pg_namespace AS n WHERE n.oid OPERATOR(pg_catalog.=) c.relnamespace
+), ' ', (
     SELECT pg_catalog.string_agg(a.xmin::text, ',' ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a
     WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0
 ), ' ', (
-    SELECT pg_catalog.string_agg(i.inhrelid::text, ',' ORDER BY i.inhrelid) FROM pg_catalog.pg_inherits AS i
+    SELECT pg_catalog.string_agg(pg_catalog.concat(i.inhrelid, ':', i.xmin), ',' ORDER BY i.inhrelid)
+    FROM pg_catalog.pg_inherits AS i
     WHERE i.inhparent OPERATOR(pg_catalog.=) c.oid
 ), ' ', (
     SELECT pg_catalog.string_agg(t.xmin::text, ',' ORDER BY t.oid) FROM pg_catalog.pg_trigger AS t
