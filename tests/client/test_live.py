@@ -536,6 +536,13 @@ async def test_an_iteration_that_is_closed(client: Client, server: QueryServer):
     assert isinstance(await failure_of(waiting), StopAsyncIteration)
     assert isinstance(await failure_of(anext(changes)), StopAsyncIteration)
     await wait_until(lambda: live.status == "stale", "the end")
+    live.subscribe(lambda rows, change: None)
+    with closing(aiter(live)) as changes:
+        assert await anext(changes) == [A, B]
+        await wait_until(lambda: live.status == "live", "the rows again")
+        server.tell(q2={"set": [[2, C]]})
+        await wait_until(lambda: len(live.rows) == 3, "rows that are not read")
+    assert isinstance(await failure_of(anext(changes)), StopAsyncIteration)
 
 
 @pytest_twisted.ensureDeferred

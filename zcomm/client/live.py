@@ -402,6 +402,11 @@ class Latest:
             reader.callback(StopAsyncIteration() if number else end)
         self._readers.clear()
 
+    def close(self) -> None:
+        """End it, also of rows that were not read."""
+        self._rows, self.is_left = None, False
+        self.end(StopAsyncIteration())
+
     def next(self) -> Deferred[Any]:
         """A Deferred of the rows or the exception. To cancel it leaves them to the next."""
         if self.is_left:
@@ -447,7 +452,7 @@ class Snapshots:
     def close(self) -> None:
         """End this iteration for good."""
         self._live.unread(self._latest)
-        self._latest.end(StopAsyncIteration())
+        self._latest.close()
 
     def __del__(self) -> None:
         # Where the loop was left by break, too.

@@ -25,7 +25,7 @@ from zcomm.data.store import Store
 from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, TooBusy, Unavailable
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
-from zcomm.live.memberships import Memberships
+from zcomm.live.memberships import Membership, Memberships
 from zcomm.live.query import Query
 from zcomm.live.reading import QUERY_SECONDS, STEP_SECONDS, Found, Keys, Reading, merge, wide
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
@@ -60,6 +60,8 @@ REST = 10.0
 TRIES = 5
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
 RETRY, MAX_RETRY = 0.1, 2.0
+#: How many steps may fail in a row before whoever asks is told so.
+FAILURES = 3
 
 
 class Listener(Protocol):
@@ -129,6 +131,8 @@ class Feed:
         #: seconds that it took, and the number of the first step that may have passed them by.
         self._beside: dict[Query, None] = {}
         self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
+        #: The models that could not be read in the last step.
+        self._away: Collection[str] = frozenset()
         #: Begins a step when one of them has rested.
         self._slow_call: IDelayedCall | None = None
         self._ending: Waiters[None] = Waiters()
@@ -139,6 +143,8 @@ class Feed:
         #: When the last step began, and the last look.
         self._begun = self._looked_at = float("-inf")
         self._retry = RETRY
+        #: How many steps have failed in a row.
+        self._failures = 0
         self._is_open = True
         self._looks = LoopingCall(self._look)
         self._tends = LoopingCall(self._tend)
@@ -224,6 +230,11 @@ class Feed:
     def fresh(self) -> int:
         """The :attr:`done` from which on all is seen that was changed here until now."""
         return self._started + self._is_due
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether so many steps have failed in a row that it is not known when one will go well again."""
+        return self._failures >= FAILURES
 
     def when_ended(self) -> Deferred[None]:
         """Fires at the end of the next step, before another one begins."""
@@ -534,10 +545,10 @@ class Feed:
             self._done = self._started
         self._ending.fire(None)
         self._clear_soon()
-        if self._is_due or self._memberships.unknown or self._readable():
+        if self._is_due or self._unknown() or self._readable():
             self._step_soon(after)
             return
-        resting = [query.rests_until for query in self._stale if query not in self._beside]
+        resting = [query.rests_until for query in self._stale if query not in self._beside and not self._is_away(query)]
         if resting and self._slow_call is None:
             wait = max(min(resting) - self._clock.seconds(), 0.0)
             self._slow_call = self._clock.callLater(wait, self._slow_again)
@@ -565,14 +576,26 @@ class Feed:
 
     def _readable(self) -> list[Query]:
         """The queries that are to be read anew by a step, the ones that have waited for longest first."""
-        return [query for query in self._stale if query.took <= STEP_SECONDS and query not in self._beside]
+        return [
+            query
+            for query in self._stale
+            if query.took <= STEP_SECONDS and query not in self._beside and not self._is_away(query)
+        ]
+
+    def _unknown(self) -> list[Membership]:
+        """The conditions on other models of which a step is to read which rows they find."""
+        return [each for each in self._memberships.unknown if each.model.name not in self._away]
+
+    def _is_away(self, query: Query) -> bool:
+        """Whether a table is locked that the database would look at for the rows of ``query``."""
+        return bool(self._away) and (query.question.model in self._away or not query.depends.isdisjoint(self._away))
 
     def _read_beside(self) -> None:
         """Read anew those that take long, which keeps no step waiting; each once it has rested."""
         now = self._clock.seconds()
         for query in list(self._stale):
             is_due = query.took > STEP_SECONDS and query.rests_until <= now and query not in self._beside
-            if is_due and query.watchers and not query.fault:
+            if is_due and query.watchers and not query.fault and not self._is_away(query):
                 self._beside[query] = None
                 if not query.is_slow:
                     query.is_slow = True
@@ -625,11 +648,12 @@ class Feed:
         """Take account of how a step has ended; returns the seconds after which there may be another one."""
         after = 0.0
         if failure is None:
-            self._retry = RETRY
+            self._retry, self._failures = RETRY, 0
             self._reads.failing.clear()
         else:
             # What it was about the log tells again.
             self._is_due = True
+            self._failures += 1
             after, self._retry = self._retry, min(2 * self._retry, MAX_RETRY)
             fault = failure.value
             if not isinstance(fault, Fault):
@@ -672,6 +696,7 @@ class Feed:
             if not found.keys.keys().isdisjoint(names):
                 self._found_at = self._clock.seconds()
             is_unknown, self._all_unknown = self._all_unknown, False
+            self._away = found.away
             try:
                 self._number = number
                 if self._since or self._joining or self._renewals:
@@ -681,6 +706,9 @@ class Feed:
                     for watched in self._watched.values():
                         for query in watched.queries.values():
                             self._outdate(query)
+                for watched in self._watched.values() if found.away else ():
+                    for query in filter(self._is_away, watched.queries.values()):
+                        self._outdate(query)
                 yield from self._slices(self._look_at_members(found))
                 is_whole = yield from self._settle(found, names)
             except BaseException:
@@ -774,6 +802,8 @@ class Feed:
             elif keys and found.known:
                 yield from self._slices(self._touch(watched, found, keys, touched, unsure))
         is_broken = False
+        for query in list(filter(self._is_away, unsure)):
+            del unsure[query]
         if unsure:
             matching = yield self._thread(self._reads.ask_which, unsure)
             yield from self._slices(self._matched(unsure, matching, touched))
@@ -793,8 +823,8 @@ class Feed:
                     until = perf_counter() + SLICE
             if any(isinstance(rows, Fault) for _, _, rows in anew):
                 return False
-        if self._memberships.unknown:
-            members = yield self._thread(self._reads.read_members, list(self._memberships.unknown))
+        if unknown := self._unknown():
+            members = yield self._thread(self._reads.read_members, unknown)
             for membership, keys_of in members:
                 self._memberships.learn(membership, keys_of)
         return True

@@ -167,6 +167,8 @@ class LiveQueries:
                     continue
                 is_between = self.feed.is_running and not self.feed.is_coming(query)
                 if self.feed.done < fresh or is_between or query.is_stale:
+                    if self.feed.is_failing:
+                        raise Unavailable("The rows cannot be read now; ask again later")
                     yield self.feed.when_ended()
                     continue
                 if subscriber.is_blocked:

@@ -36,10 +36,13 @@ class Changes(NamedTuple):
 
     :ivar keys: by model; ``None`` where they are too many, or nobody knows: its queries are read anew.
     :ivar known: whether anything is known of them: else everything is read anew.
+    :ivar away: the models whose tables somebody keeps locked: they cannot be read in this step, and are told of by the
+        first one in which they can.
     """
 
     keys: Mapping[str, Collection[Key] | None]
     known: bool = True
+    away: Collection[str] = frozenset()
 
 
 class ChangeLog(Protocol):

@@ -44,6 +44,7 @@ class Found:
     :ivar keys: also of models that nobody asks yet: somebody's first rows of them may be read meanwhile.
     :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
         missing.
+    :ivar away: the models that cannot be read in this step.
     """
 
     keys: Keys = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Found:
     members: Keys = field(default_factory=dict)
     member_rows: dict[str, list[Row]] = field(default_factory=dict)
     known: bool = True
+    away: Collection[str] = frozenset()
 
     def absorb(self, later: Found) -> None:
         """Be what has changed in this step or in a later one; rows have been let go of."""
@@ -92,11 +94,14 @@ class Reading:
         log.watch()
         others = set(self._memberships.models)
         changes = log.begin({*names, *others})
-        found = Found(known=changes.known)
+        found = Found(known=changes.known, away=changes.away)
         try:
-            for name in others:
+            for name in others.difference(found.away):
                 self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
             for name in dict.fromkeys((*names, *changes.keys, *told)):
+                if name in found.away:
+                    # The log tells of it again.
+                    continue
                 seen, mine = changes.keys.get(name, ()), told.get(name, ())
                 is_large = name in self._large
                 self._large.discard(name)

@@ -56,6 +56,8 @@ SHAPES_EVERY, SHAPES_OF_ONE = 0.25, 0.01
 MAX_KEYS, MAX_MODEL_KEYS = 100_000, 50_000
 #: How long a step waits for tables, and an installation: while it waits, writers wait behind it.
 STEP_LOCK, INSTALL_WAIT = "100ms", "500ms"
+#: Seconds after which a step tries again to have a table that somebody keeps locked.
+AWAY_EVERY = 0.5
 #: How often an installation is tried where a table is in use.
 ATTEMPTS = 4
 #: Since when PostgreSQL has transaction numbers that do not come again.
@@ -228,6 +230,10 @@ class PostgreSQLLog:
         self._reasons: dict[str, str] = {}
         #: The models that were not watched for a while.
         self._anew: set[str] = set()
+        #: Those of which something was altered that has not been looked at.
+        self._suspects: set[str] = set()
+        #: Those whose tables somebody keeps locked, and when that is looked at again.
+        self._away: dict[str, float] = {}
         self._stepping = self._failed = False
         #: Since when no step has succeeded; 0 where the last one has.
         self._failing_since = 0.0
@@ -246,21 +252,23 @@ class PostgreSQLLog:
 
     def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
         try:
-            self._reasons = self._compare(models, ATTEMPTS)
+            self._compare_at = time.monotonic() + COMPARE_EVERY
+            self._reasons = self._compare(models, ATTEMPTS, self._known())
         except Fault as fault:
             reason = f"the database did not say what is there ({fault.kind}); it is asked again"
             self._reasons = {model.name: reason for model in models}
             self._compare_at = time.monotonic() + RENEW_EVERY
         return dict(self._reasons)
 
-    def _compare(self, models: Iterable[Model], attempts: int) -> dict[str, str]:
-        """Find out which of ``models`` are watched, and have those watched that can be."""
-        self._compare_at = time.monotonic() + COMPARE_EVERY
+    def _compare(self, models: Iterable[Model], attempts: int, others: Iterable[Model] = ()) -> dict[str, str]:
+        """Find out which of ``models`` are watched, and have those watched that can be.
+
+        :param others: those of which no more than the tables is wanted: their rows are read by their keys as well.
+        """
         models = list(models)
         everything = dict.fromkeys((model.name for model in models), "")
         before = self._tables
-        # Those that nobody watches are read as well, by their keys.
-        self._find({model.name: model for model in (*self._known(), *models)}.values())
+        self._find({model.name: model for model in (*others, *models)}.values())
         # A partition came or went, say.
         self._anew.update(
             name for name, now in self._tables.items() if name in before and before[name].rows != now.rows
@@ -509,23 +517,12 @@ class PostgreSQLLog:
         connection = self._connected()
         if self._installed and self._holder is not None:
             self._register()
-        before = []
-        tables = [self._tables[name] for name in sorted(models) if name in self._tables]
-        names = ", ".join(table.name for table in tables if table.readable and table.members[0].kind in ("r", "p"))
-        if names:
-            # TRUNCATE and ALTER TABLE empty a table for a snapshot that was there before.
-            before += [f"SET LOCAL lock_timeout = '{STEP_LOCK}'", f"LOCK TABLE {names} IN ACCESS SHARE MODE"]
-        if not self._installed:
-            # Else by the query of the log.
-            before += [
-                f"SET LOCAL {name} = {value}"
-                for name, value in zip(("enable_seqscan", "jit"), self._plans, strict=True)
-            ]
-        connection.begin_snapshot("" if self._database.pooled else "; ".join(before))
+        self._begin_snapshot(models)
         self._stepping = True
+        away = frozenset(self._away)
         if not self._installed:
-            return Changes({}, known=all(self._reasons.values()))
-        anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew)
+            return Changes({}, all(self._reasons.values()), away)
+        anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew - away)
         numbers = self._numbers()
         state = (self._feed, _array(numbers), *self._plans)
         if self._read is None:
@@ -542,16 +539,71 @@ class PostgreSQLLog:
         shapes = shapes or {}
         if altered := self._altered(numbers, shapes):
             # What was read of another table, or by other rights, is not kept beside what is read now.
-            self._compare_at = 0.0
-            anew |= {name: None for name, table in self._tables.items() if not altered.isdisjoint(_numbers_of(table))}
+            found = [name for name, table in self._tables.items() if not altered.isdisjoint(_numbers_of(table))]
+            self._suspects.update(found)
+            anew |= dict.fromkeys(found)
         self._seeing = {number: each for number, each in self._shapes.items() if number not in numbers} | shapes
         if free or not life or not registered:
             self._unwatched()
-            return Changes(anew, known=False)
+            return Changes(anew, False, away)
         self._reading = (snapshot, life)
         if self._read is None or self._read[1] != life:
-            return Changes(anew, known=False)
-        return Changes(self._keys(rows[1:]) | anew)
+            return Changes(anew, False, away)
+        keys = self._keys(rows[1:]) | anew
+        return Changes({name: each for name, each in keys.items() if name not in away}, True, away)
+
+    def _begin_snapshot(self, models: Collection[str]) -> None:
+        """Begin a snapshot of the tables of ``models``, but for those that somebody keeps locked."""
+        connection = self._connected()
+        if self._database.pooled:
+            connection.begin_snapshot()
+            return
+        tables = {
+            name: table
+            for name in sorted(models)
+            if (table := self._tables.get(name)) and table.readable and table.members[0].kind in ("r", "p")
+        }
+        now = time.monotonic()
+        for name, until in list(self._away.items()):
+            if name not in tables:
+                del self._away[name]
+            elif now >= until and self._may_read(tables[name]):
+                del self._away[name]
+                self._log.info("the live queries of {model} go on", model=name)
+            elif now >= until:
+                self._away[name] = now + AWAY_EVERY
+        settings = []
+        if not self._installed:
+            # Else by the query of the log.
+            settings += [
+                f"SET LOCAL {name} = {value}"
+                for name, value in zip(("enable_seqscan", "jit"), self._plans, strict=True)
+            ]
+        while True:
+            names = ", ".join(table.name for name, table in tables.items() if name not in self._away)
+            # TRUNCATE and ALTER TABLE empty a table for a snapshot that was there before.
+            lock = [f"SET LOCAL lock_timeout = '{STEP_LOCK}'", f"LOCK TABLE {names} IN ACCESS SHARE MODE"]
+            try:
+                connection.begin_snapshot("; ".join([*(lock if names else ()), *settings]))
+                return
+            except Fault as fault:
+                locked = [name for name in tables if name not in self._away and not self._may_read(tables[name])]
+                if fault.kind != "busy" or not locked:
+                    raise
+                for name in locked:
+                    self._log.info("others keep the table of {model} locked: its live queries stand still", model=name)
+                self._away |= dict.fromkeys(locked, time.monotonic() + AWAY_EVERY)
+                self._anew.update(locked)
+
+    def _may_read(self, table: Table) -> bool:
+        """Whether nobody keeps a table locked, or waits to do so."""
+        try:
+            self._transact([f"LOCK TABLE {table.name} IN ACCESS SHARE MODE NOWAIT"])
+        except Fault as fault:
+            if fault.kind != "busy":
+                raise
+            return False
+        return True
 
     def _numbers(self) -> Collection[str]:
         """The numbers of the tables that are looked at now for what was altered: of all now and then, of none else."""
@@ -593,7 +645,7 @@ class PostgreSQLLog:
         if not self._failed:
             self._read, self._failing_since = self._reading, 0.0
             self._shapes = self._seeing
-            self._anew.clear()
+            self._anew.intersection_update(self._away)
 
     def changed(self) -> bool:
         if not self._installed:
@@ -615,7 +667,9 @@ class PostgreSQLLog:
             # For the step, which takes note of those that came as well.
             self._shapes_at = 0.0
             return True
-        return bool(self._anew) or in_life != life or has_changed
+        now = time.monotonic()
+        has_come = any(self._away.get(name, 0.0) <= now for name in self._anew)
+        return has_come or in_life != life or has_changed
 
     def _may_ask(self) -> bool:
         """Whether it is time for a step that does not know what has changed."""
@@ -644,13 +698,20 @@ class PostgreSQLLog:
                     raise
                 # Somebody has removed the log.
                 self._compare_at = 0.0
-        if now < self._compare_at:
+        before, known = self._reasons, self._known()
+        live = [model for model in known if model.live]
+        if now >= self._compare_at:
+            self._compare_at = time.monotonic() + COMPARE_EVERY
+            self._reasons = self._compare(live, 1, known)
+        elif self._suspects:
+            suspects = [model for model in known if model.name in self._suspects]
+            found = self._compare([model for model in suspects if model.live], 1, suspects)
+            self._reasons = {**before, **found}
+        else:
             return {}
-        before = self._reasons
-        found = self._compare([model for model in self._known() if model.live], 1)
+        self._suspects.clear()
         if self._installed and self._holder is not None and not self._registered:
             self._register()
-        self._reasons = found
         return {name: reason for name, reason in self._reasons.items() if reason != before.get(name)}
 
     def _renew(self, holder: Holder, now: float) -> None:

@@ -57,7 +57,7 @@ VERSION = 1
 _VERSION = re.compile(r"\s*-- zcomm ([0-9]+)\s", re.ASCII)
 
 #: Whether a text of statements and of what calls them may have a MERGE; a prepared statement says its name alone.
-_MERGES = "OPERATOR(pg_catalog.~*) E'\\\\mmerge\\\\M|^\\\\s*execute\\\\M'"
+_MERGES = "OPERATOR(pg_catalog.~*) E'\\\\m(merge|execute)\\\\M'"
 _INTEGERS = frozenset({"int2", "int4", "int8"})
 _TEXTS = frozenset({"text", "varchar"})
 #: Types whose text says all of a value, under the settings that it depends on, and is read under any as that value.
