@@ -421,6 +421,26 @@ async def test_the_bounds_are_kept_and_named(tmp_path: Path):
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_was_left_takes_no_room_from_what_comes(tmp_path: Path):
+    """Also in the same turn."""
+    server = await serve(tmp_path, SCHEMA, limits={"live_memory": 1024 * 1024})
+    try:
+        client = await server.client()
+        for _ in range(120):
+            await server.comm.zcli.data.create("test", "Notes", {"owner": "ann", "text": "x" * 10_000})
+        rows = await Rows(client, "q").ask("Notes")
+        assert len(rows.rows) == 120 and server.comm.zcli.live.feed.size > 1024 * 1024
+        for number in range(3):
+            await rows.ask("Notes", where={"rank__gt": -number - 1})
+        client.send_json({"zKey": "zUnsubscribe", "zHorizontal": {"query": "q"}, "_requestId": 1})
+        other = await Rows(client, "other").ask("Notes", where={"rank__gt": -9})
+        assert len(other.rows) == len(rows.rows)
+        await server.stands()
+    finally:
+        await server.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_write_that_goes_along_is_told_of(served: Served):
     """Rows that a cascade takes are gone for whoever looks at them."""
     admin = await served.client()

@@ -326,6 +326,24 @@ async def test_a_table_that_somebody_keeps_locked_stops_its_own_queries_alone(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_query_that_cannot_be_read_any_more_ends_alone(served: Served, url: str):
+    """As one by a membership in a table that is gone; others of the same model are told meanwhile, and go on."""
+    write(url, """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'a')""")
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    await watching(served, url, admin)
+    parts, hers = await Rows(admin, "parts").ask("Parts"), await Rows(ann, "hers").ask("Parts")
+    write(url, 'DROP TABLE "Members"')
+    for text in ("b", "c"):
+        write(url, f"""UPDATE "Parts" SET text = '{text}'""")
+        assert texts(await parts.until(lambda rows, text=text: rows[0]["text"] == text)) == [text]
+    await wait_until(lambda: hers.now() == [] and hers.error, "the end of the query")
+    write(url, """UPDATE "Parts" SET text = 'd'""")
+    assert texts(await parts.until(lambda rows: rows[0]["text"] == "d")) == ["d"]
+    assert not parts.error and served.comm.zcli.live.feed.queries == 2
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_whoever_asks_is_told_where_no_step_goes_well(served: Served, url: str, monkeypatch: pytest.MonkeyPatch):
     """Not kept waiting for one, however long that takes."""
     feed: Any = served.comm.zcli.live.feed

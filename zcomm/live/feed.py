@@ -56,7 +56,7 @@ MOST_PAST = 100
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
 REST = 10.0
-#: How often in a row the rows of a model may fail to be read.
+#: How often in a row the rows of a model, or those of a query, may fail to be read.
 TRIES = 5
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
 RETRY, MAX_RETRY = 0.1, 2.0
@@ -133,7 +133,7 @@ class Feed:
         self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
         #: The models that could not be read in the last step.
         self._away: Collection[str] = frozenset()
-        #: Begins a step when one of them has rested.
+        #: Begins a step when one of them, or one that has failed, has rested.
         self._slow_call: IDelayedCall | None = None
         self._ending: Waiters[None] = Waiters()
         #: The numbers of the step that began last, and of the last one that has taken in all that there was.
@@ -209,8 +209,8 @@ class Feed:
 
     @property
     def size(self) -> int:
-        """Bytes that all of them take, about."""
-        return self._size
+        """Bytes that all of them take, about, but for those that are on their way out."""
+        return self._size - sum(query.size for query in self._leaving if query.fault or not query.watchers)
 
     def sees_all(self, model: str) -> bool:
         """Whether changes by whomever are seen."""
@@ -549,9 +549,12 @@ class Feed:
             self._step_soon(after)
             return
         resting = [query.rests_until for query in self._stale if query not in self._beside and not self._is_away(query)]
-        if resting and self._slow_call is None:
+        if resting:
             wait = max(min(resting) - self._clock.seconds(), 0.0)
-            self._slow_call = self._clock.callLater(wait, self._slow_again)
+            if self._slow_call is None:
+                self._slow_call = self._clock.callLater(wait, self._slow_again)
+            elif self._slow_call.getTime() > min(resting):
+                self._slow_call.reset(wait)
         if self._found_at is not None:
             self._look_soon()
 
@@ -576,10 +579,15 @@ class Feed:
 
     def _readable(self) -> list[Query]:
         """The queries that are to be read anew by a step, the ones that have waited for longest first."""
+        now = self._clock.seconds()
         return [
             query
             for query in self._stale
-            if query.took <= STEP_SECONDS and query not in self._beside and not self._is_away(query)
+            if query.took <= STEP_SECONDS
+            and query not in self._beside
+            and not self._is_away(query)
+            # But for those that have failed.
+            and not (query.failures and query.rests_until > now)
         ]
 
     def _unknown(self) -> list[Membership]:
@@ -604,8 +612,10 @@ class Feed:
                 mark = object()
                 since = self._since[mark] = self._number + 1
                 watched = self._watched[query.question.model]
-                # That of whoever has had it for longest.
-                owner = next(iter(query.watchers.values()))
+                # That of those who have it, in turn.
+                watcher, owner = next(iter(query.watchers.items()))
+                del query.watchers[watcher]
+                query.watchers[watcher] = owner
                 self._rows_of_query(query, watched, owner).addBoth(self._has_read, query, mark, since)
 
     def _has_read(self, result: Any, query: Query, mark: object, since: int) -> None:
@@ -883,7 +893,7 @@ class Feed:
         for query, rows in unsure.items():
             keys = matching.get(query)
             if isinstance(keys, Fault):
-                self._too_slow(query)
+                self._failed(query, keys)
                 continue
             if keys is None:
                 self._outdate(query)
@@ -941,7 +951,7 @@ class Feed:
     def _renew(self, query: Query, form: Form, rows: list[tuple[Any, ...]] | Fault) -> Generator[Any, Any, None]:
         if isinstance(rows, Fault):
             if rows.kind != "large":
-                self._too_slow(query)
+                self._failed(query, rows)
                 return
             if query.has_spares:
                 # The rows that clients see may come to less: in the next step.
@@ -957,6 +967,7 @@ class Feed:
             self._unreadable(query)
             return
         self._stale.pop(query, None)
+        query.failures = 0
         self._became(query, size, query.fill(entries))
         if query.late >= LATE and not query.fault:
             self._too_slow(query)
@@ -965,6 +976,18 @@ class Feed:
         """Have the rows of ``query`` read anew, in this step or one of the next."""
         query.is_stale = True
         self._stale[query] = None
+
+    def _failed(self, query: Query, fault: Fault) -> None:
+        """Have a query wait whose own statement has failed; it ends where that goes on."""
+        if fault.kind == "timeout":
+            self._too_slow(query)
+            return
+        query.failures += 1
+        if query.failures >= TRIES:
+            self._end_query(query, Unavailable("Its rows cannot be read as the server knows them"))
+            return
+        self._outdate(query)
+        query.rests_until = self._clock.seconds() + min(RETRY * 2**query.failures, MAX_RETRY)
 
     def _too_slow(self, query: Query) -> None:
         reason = "It takes too long to be kept live; narrow its where, or give the database an index for it"

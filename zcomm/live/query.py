@@ -52,8 +52,9 @@ class Query:
     :ivar is_stale: whether its rows are to be read anew.
     :ivar took: seconds that it took to read its rows.
     :ivar is_slow: whether it is known for one that takes long.
-    :ivar rests_until: the time before which they are not read again where that is long.
+    :ivar rests_until: the time before which they are not read again where that is long or has failed.
     :ivar late: how often in a row its rows took too long to be read anew.
+    :ivar failures: how often in a row they could not be read.
     :ivar fault: why it cannot go on; empty where it can.
     :ivar size: bytes that it takes, about.
     :ivar left: the keys of the rows that it does not keep any more since it was changed last.
@@ -75,7 +76,7 @@ class Query:
         self.watchers: dict[Any, Any] = {}
         self.is_stale = self.is_slow = False
         self.took = self.rests_until = 0.0
-        self.late = 0
+        self.late = self.failures = 0
         self.fault = ""
         kinds = {model.fields[name].kind.name for name in model.key}
         self._has_plain_keys = not is_sqlite or kinds <= {"int", "str"}

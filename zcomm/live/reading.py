@@ -203,8 +203,7 @@ class Reading:
                 try:
                     found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
                 except Fault as fault:
-                    if fault.kind != "timeout":
-                        self._failed_at(query.question.model, fault)
+                    if not _is_of_one(fault):
                         raise
                     # In its snapshot nothing can be read any more.
                     made[query] = fault
@@ -235,8 +234,7 @@ class Reading:
                 query.took = perf_counter() - begun
                 query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             except Fault as fault:
-                if fault.kind not in ("large", "timeout"):
-                    self._failed_at(model.name, fault)
+                if not _is_of_one(fault):
                     raise
                 rows = fault
             made.append((query, form, rows))
@@ -266,6 +264,11 @@ class Reading:
                 raise
             made.append((membership, {row[0] if len(row) == 1 else row: None for row in rows}))
         return made
+
+
+def _is_of_one(fault: Fault) -> bool:
+    """Whether a fault of a query's own statement is of that query alone."""
+    return fault.kind == "timeout" or fault.kind not in (*PASSING, "migrated")
 
 
 def wide(query: Query, form: Form) -> Plan:
