@@ -56,8 +56,8 @@ SHAPES_EVERY, SHAPES_OF_ONE = 0.25, 0.01
 MAX_KEYS, MAX_MODEL_KEYS = 100_000, 50_000
 #: How long a step waits for tables, and an installation: while it waits, writers wait behind it.
 STEP_LOCK, INSTALL_WAIT = "100ms", "500ms"
-#: Seconds after which a step tries again to have a table that somebody keeps locked.
-AWAY_EVERY = 0.5
+#: Seconds after which there is a step for the sake of a table that somebody keeps locked; any other tries as well.
+AWAY_EVERY = 0.1
 #: How often an installation is tried where a table is in use.
 ATTEMPTS = 4
 #: Since when PostgreSQL has transaction numbers that do not come again.
@@ -232,7 +232,7 @@ class PostgreSQLLog:
         self._anew: set[str] = set()
         #: Those of which something was altered that has not been looked at.
         self._suspects: set[str] = set()
-        #: Those whose tables somebody keeps locked, and when that is looked at again.
+        #: Those whose tables somebody keeps locked, and when there is a step for them at the latest.
         self._away: dict[str, float] = {}
         self._stepping = self._failed = False
         #: Since when no step has succeeded; 0 where the last one has.
@@ -563,15 +563,14 @@ class PostgreSQLLog:
             for name in sorted(models)
             if (table := self._tables.get(name)) and table.readable and table.members[0].kind in ("r", "p")
         }
-        now = time.monotonic()
-        for name, until in list(self._away.items()):
+        for name in list(self._away):
             if name not in tables:
                 del self._away[name]
-            elif now >= until and self._may_read(tables[name]):
+            elif self._may_read(tables[name]):
                 del self._away[name]
                 self._log.info("the live queries of {model} go on", model=name)
-            elif now >= until:
-                self._away[name] = now + AWAY_EVERY
+            else:
+                self._away[name] = time.monotonic() + AWAY_EVERY
         settings = []
         if not self._installed:
             # Else by the query of the log.
