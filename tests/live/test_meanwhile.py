@@ -325,13 +325,14 @@ async def test_a_table_that_somebody_keeps_locked_stops_its_own_queries_alone(
         await served.stop()
 
 
+@pytest.mark.parametrize("where", [{}, {"text__ilike": "%A%"}], ids=["known", "asked"])
 @pytest_twisted.ensureDeferred
-async def test_a_query_that_cannot_be_read_any_more_ends_alone(served: Served, url: str):
+async def test_a_query_that_cannot_be_read_any_more_ends_alone(served: Served, url: str, where: dict[str, Any]):
     """As one by a membership in a table that is gone; others of the same model are told meanwhile, and go on."""
     write(url, """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'a')""")
     admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
     await watching(served, url, admin)
-    parts, hers = await Rows(admin, "parts").ask("Parts"), await Rows(ann, "hers").ask("Parts")
+    parts, hers = await Rows(admin, "parts").ask("Parts"), await Rows(ann, "hers").ask("Parts", where=where)
     write(url, 'DROP TABLE "Members"')
     for text in ("b", "c"):
         write(url, f"""UPDATE "Parts" SET text = '{text}'""")

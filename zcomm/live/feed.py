@@ -812,7 +812,8 @@ class Feed:
             elif keys and found.known:
                 yield from self._slices(self._touch(watched, found, keys, touched, unsure))
         is_broken = False
-        for query in list(filter(self._is_away, unsure)):
+        for query in [query for query in unsure if query.is_stale]:
+            # It is read anew, now or in a later step.
             del unsure[query]
         if unsure:
             matching = yield self._thread(self._reads.ask_which, unsure)
