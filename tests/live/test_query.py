@@ -303,3 +303,23 @@ def test_an_order_counts_where_there_are_several_rows():
             found.add(table.query.digest)
             table.rows[number] = {"id": number, "status": "new", "total": 1, "note": "a"}
     assert [len(found) for found in digests] == [1, 1, 3]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_key_in_another_form_takes_the_place_of_the_one_before(is_first: bool):
+    """They are the same to the order and to the database, as 0 and 0.00 are, and come in any order."""
+    table = Table(random.Random(1), {})
+
+    def row(id: int, key: str) -> Row:
+        values = {"id": id, "status": "a", "total": 1, "note": key}
+        return Row(table.form, (*(values[name] for name in table.form.names), key))
+
+    query = table.query
+    query.fill([row(number, str(number)).entry(table.view) for number in (1, 2, 3)])
+    changes: dict[Any, Row | None] = {"2": None, "2.0": row(2, "2.0")}
+    made = query.change(dict(reversed(changes.items())) if is_first else changes)
+    assert made is not None
+    assert [entry.key for entry in made.gone] == ["2"]
+    assert [(place, entry.key) for place, entry in made.set] == [(1, "2.0")]
+    assert [entry.key for entry in query.rows] == ["1", "2.0", "3"]
+    assert set(map(id, query.rows)) == set(map(id, query.keys.values()))

@@ -226,6 +226,8 @@ class Query:
                     left.append(key)
             else:
                 came.append(key)
+        # Only then: a key that has come may stand where one that has gone does, as 0 and 0.00 do.
+        for key, after in updated.items():
             if after is not None:
                 rows.insert(bisect_left(rows, _sort(after), key=_sort), after)
                 entries[key] = after
