@@ -116,6 +116,8 @@ WHERE id OPERATOR(pg_catalog.=) %s::pg_catalog.int8
 """
 #: Who holds the lock, and in which file the log is: it has another one when somebody has emptied it by TRUNCATE.
 _LIFE = "pg_catalog.concat(l.id, ' ', pg_catalog.pg_relation_filenode('zcomm.changes'::pg_catalog.regclass))"
+#: In the place of the tables as they are where nobody looks: to plan that takes longer than the rest.
+_SHAPES = "CAST(NULL AS pg_catalog.jsonb)"
 #: The snapshot; that, and whether nobody holds the lock; whether we are registered; the tables as they are.
 _STATE = f"""
 pg_catalog.jsonb_build_array(
@@ -125,7 +127,7 @@ pg_catalog.jsonb_build_array(
         SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
     ), true),
     EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
-    {SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
+    {_SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
 )
 """  # noqa: S608 (constants and quoted names)
 _UNSEEN = """
@@ -154,7 +156,7 @@ SELECT {_LIFE}, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
 ) IS NOT NULL OR EXISTS (
     SELECT FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
-), {SHAPES} FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
+), {_SHAPES} FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
 """  # noqa: S608 (constants and quoted names)
 #: The log has an index, whatever its statistics say. A serializable transaction that looks at it would make those fail
 #: that write it.
@@ -524,11 +526,11 @@ class PostgreSQLLog:
             return Changes({}, all(self._reasons.values()), away)
         anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew - away)
         numbers = self._numbers()
-        state = (self._feed, _array(numbers), *self._plans)
+        state = (self._feed, *_arrays(numbers), *self._plans)
         if self._read is None:
-            rows = connection.run(_FIRST, state, True)[0]
+            rows = connection.run(_looking(_FIRST, numbers), state, True)[0]
         else:
-            rows = connection.run(_CHANGES, (self._read[0], self._read[0], *state), True)[0]
+            rows = connection.run(_looking(_CHANGES, numbers), (self._read[0], self._read[0], *state), True)[0]
         snapshot, life, free, registered, shapes, *_ = json.loads(rows[0][1])
         if not registered and self._holder is not None:
             self._registered = False
@@ -656,7 +658,7 @@ class PostgreSQLLog:
             return self._holder.holds or self._may_ask()
         snapshot, life = self._read
         numbers = self._numbers()
-        rows = self._ask(_CHANGED, (snapshot, snapshot, _array(numbers)))
+        rows = self._ask(_looking(_CHANGED, numbers), (snapshot, snapshot, *_arrays(numbers)))
         if not rows or rows[0][1]:
             self._unwatched()
             return self._may_ask()
@@ -783,8 +785,14 @@ def _numbers_of(table: Table) -> set[str]:
     return {str(member.number[0]) for member in table.members}
 
 
-def _array(numbers: Collection[str]) -> str:
-    return f"{{{','.join(numbers)}}}"
+def _looking(statement: str, numbers: Collection[str]) -> str:
+    """``statement`` with a look at tables, where there are any."""
+    return statement.replace(_SHAPES, SHAPES) if numbers else statement
+
+
+def _arrays(numbers: Collection[str]) -> tuple[str, ...]:
+    """The parameters of a look at tables."""
+    return (f"{{{','.join(numbers)}}}",) if numbers else ()
 
 
 def _script(statements: Iterable[str]) -> str:
