@@ -83,6 +83,8 @@ async def test_a_long_read_keeps_no_rows_of_the_steps_meanwhile(
     try:
         admin, other = await served.client(), await served.client()
         everything = await Rows(admin, "q").ask("Notes")
+        # Until the log is held no step knows what has changed.
+        await wait_until(lambda: feed._changes._read, "the log")  # type: ignore[attr-defined]
         with psycopg.connect(postgresql_url) as session:
             session.execute('LOCK TABLE "Parts"')
             other.send_json({"zKey": "zLive", "zHorizontal": {"query": "p", "model": "Parts"}, "_requestId": 1})

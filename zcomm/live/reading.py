@@ -287,6 +287,7 @@ def wide(query: Query, form: Form) -> Plan:
 
 
 def merge(into: Keys, name: str, keys: set[Key] | None) -> None:
+    """Have ``keys`` of a model among those that have changed; ``None`` is any of its rows."""
     before = into.setdefault(name, set())
     if before is None or keys is None:
         into[name] = None
