@@ -57,7 +57,8 @@ def run_in_chromium(file: str, tmp_path: Path, **more: object) -> None:
         if process.poll() is None:
             # Browser and server are in its group: none of them outlives a test that hangs.
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            # Up to which step it came.
+            print(process.communicate()[0])
         shutil.rmtree(profiles, ignore_errors=True)
     assert process.returncode == 0, output
     assert "# fail 0" in output and "# pass 0" not in output, output

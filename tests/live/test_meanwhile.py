@@ -15,6 +15,7 @@ from support.rawclient import RawClient
 from support.served import Served
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from zcomm.auth.policy import Policy
 from zcomm.data.drivers.driver import Fault
@@ -284,9 +285,7 @@ async def test_whoever_asks_waits_for_a_step_that_went_well(served: Served, url:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_table_that_somebody_keeps_locked_stops_its_own_queries_alone(
-    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_table_that_somebody_keeps_locked_stops_its_own_queries_alone(tmp_path: Path, postgresql_url: str):
     """And those by memberships in it; others go on, and these have all once the table can be read."""
     served = await serve(tmp_path, SCHEMA, postgresql_url, users=("ann",), policy=POLICY)
     feed: Any = served.comm.zcli.live.feed
@@ -323,6 +322,45 @@ async def test_a_table_that_somebody_keeps_locked_stops_its_own_queries_alone(
         await served.stands()
     finally:
         await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_written_just_before_a_table_was_locked_is_read_once_it_is_free(
+    tmp_path: Path, postgresql_url: str
+):
+    """Where nothing is logged as well: no other write has to come."""
+    served = await serve(tmp_path, SCHEMA.replace("  _model: {live: true}\n", ""), postgresql_url)
+    feed: Any = served.comm.zcli.live.feed
+    try:
+        admin = await served.client()
+        write(postgresql_url, """INSERT INTO "Notes" (id, owner, text) VALUES (1, 'o', 'a')""")
+        rows = await Rows(admin, "q").ask("Notes")
+        assert not feed.sees_all("Notes") and texts(rows.rows) == ["a"]
+        with psycopg.connect(postgresql_url) as first, psycopg.connect(postgresql_url) as second:
+            first.execute('SELECT FROM "Notes" FOR UPDATE')
+            written = admin.call("update_Notes", {"where": {"id": 1}, "values": {"text": "b"}})
+            await waiting(postgresql_url, 1)
+            # It has the table as soon as that is written, before any step.
+            locked = deferToThread(second.execute, 'LOCK TABLE "Notes"')
+            await waiting(postgresql_url, 2)
+            first.commit()
+            assert "result" in await written
+            await locked
+            await wait_until(lambda: "Notes" in feed._away, "a step without the table")
+            assert texts(rows.now()) == ["a"]
+            second.commit()
+        assert texts(await rows.until(lambda found: found[0]["text"] == "b")) == ["b"]
+        assert not feed._away
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+async def waiting(url: str, count: int) -> None:
+    """Fires once so many wait for locks of others."""
+    asked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with psycopg.connect(url, autocommit=True) as session:
+        await wait_until(lambda: session.execute(asked).fetchone() == (count,), f"{count} who wait")
 
 
 @pytest.mark.parametrize("where", [{}, {"text__ilike": "%A%"}], ids=["known", "asked"])

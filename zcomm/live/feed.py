@@ -673,17 +673,19 @@ class Feed:
                 self._log.failure("a step of the live queries failed; it is tried again", failure)
             elif fault.kind == "migrated":
                 self._thread(self._store.execution.look_again).addErrback(lambda _: None)
-            self._give_up()
+            self._give_up(failure)
         for name in self._reads.distrusted:
             self._memberships.distrust(name)
         self._reads.distrusted.clear()
         return after
 
-    def _give_up(self) -> None:
+    def _give_up(self, failure: Failure) -> None:
         """End the queries of a model whose rows cannot be read, time after time: it keeps all others waiting."""
         for name, times in list(self._reads.failing.items()):
             if times >= TRIES:
                 del self._reads.failing[name]
+                text = "the live queries of {model} end, as its rows cannot be read: {fault}"
+                self._log.warn(text, model=name, fault=failure.value)
                 watched = self._watched.get(name)
                 for query in list(watched.queries.values()) if watched is not None else ():
                     self._end_query(query, Unavailable(f"The rows of {name} cannot be read as the server knows them"))
@@ -985,6 +987,8 @@ class Feed:
             return
         query.failures += 1
         if query.failures >= TRIES:
+            text = "a live query of {model} ends, as its rows cannot be read: {fault}"
+            self._log.warn(text, model=query.question.model, fault=fault)
             self._end_query(query, Unavailable("Its rows cannot be read as the server knows them"))
             return
         self._outdate(query)

@@ -117,7 +117,7 @@ WHERE id OPERATOR(pg_catalog.=) %s::pg_catalog.int8
 #: Who holds the lock, and in which file the log is: it has another one when somebody has emptied it by TRUNCATE.
 _LIFE = "pg_catalog.concat(l.id, ' ', pg_catalog.pg_relation_filenode('zcomm.changes'::pg_catalog.regclass))"
 #: In the place of the tables as they are where nobody looks: to plan that takes longer than the rest.
-_SHAPES = "CAST(NULL AS pg_catalog.jsonb)"
+_NO_SHAPES = "CAST(NULL AS pg_catalog.jsonb)"
 #: The snapshot; that, and whether nobody holds the lock; whether we are registered; the tables as they are.
 _STATE = f"""
 pg_catalog.jsonb_build_array(
@@ -127,7 +127,7 @@ pg_catalog.jsonb_build_array(
         SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
     ), true),
     EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
-    {_SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
+    {_NO_SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
 )
 """  # noqa: S608 (constants and quoted names)
 _UNSEEN = """
@@ -156,7 +156,7 @@ SELECT {_LIFE}, pg_catalog.pg_try_advisory_xact_lock_shared(l.id), (
 ) IS NOT NULL OR EXISTS (
     SELECT FROM zcomm.changes AS c
     WHERE c.xid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_catalog.pg_snapshot)))
-), {_SHAPES} FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
+), {_NO_SHAPES} FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
 """  # noqa: S608 (constants and quoted names)
 #: The log has an index, whatever its statistics say. A serializable transaction that looks at it would make those fail
 #: that write it.
@@ -522,9 +522,9 @@ class PostgreSQLLog:
         self._begin_snapshot(models)
         self._stepping = True
         away = frozenset(self._away)
-        if not self._installed:
-            return Changes({}, all(self._reasons.values()), away)
         anew: dict[str, Collection[Key] | None] = dict.fromkeys(self._anew - away)
+        if not self._installed:
+            return Changes(anew, all(self._reasons.values()), away)
         numbers = self._numbers()
         state = (self._feed, *_arrays(numbers), *self._plans)
         if self._read is None:
@@ -588,8 +588,10 @@ class PostgreSQLLog:
                 connection.begin_snapshot("; ".join([*(lock if names else ()), *settings]))
                 return
             except Fault as fault:
+                if fault.kind != "busy":
+                    raise
                 locked = [name for name in tables if name not in self._away and not self._may_read(tables[name])]
-                if fault.kind != "busy" or not locked:
+                if not locked:
                     raise
                 for name in locked:
                     self._log.info("others keep the table of {model} locked: its live queries stand still", model=name)
@@ -649,9 +651,11 @@ class PostgreSQLLog:
             self._anew.intersection_update(self._away)
 
     def changed(self) -> bool:
+        now = time.monotonic()
+        has_come = any(self._away.get(name, 0.0) <= now for name in self._anew)
         if not self._installed:
             # Until that is found out, everything is read anew.
-            return not all(self._reasons.values()) and self._may_ask()
+            return has_come or (not all(self._reasons.values()) and self._may_ask())
         if self._holder is None:
             return False
         if self._read is None:
@@ -668,8 +672,6 @@ class PostgreSQLLog:
             # For the step, which takes note of those that came as well.
             self._shapes_at = 0.0
             return True
-        now = time.monotonic()
-        has_come = any(self._away.get(name, 0.0) <= now for name in self._anew)
         return has_come or in_life != life or has_changed
 
     def _may_ask(self) -> bool:
@@ -787,7 +789,7 @@ def _numbers_of(table: Table) -> set[str]:
 
 def _looking(statement: str, numbers: Collection[str]) -> str:
     """``statement`` with a look at tables, where there are any."""
-    return statement.replace(_SHAPES, SHAPES) if numbers else statement
+    return statement.replace(_NO_SHAPES, SHAPES) if numbers else statement
 
 
 def _arrays(numbers: Collection[str]) -> tuple[str, ...]:
