@@ -555,6 +555,24 @@ async def test_another_process_writes(make_store, tmp_path):
     assert await store.create(1, "Teams", {"name": "a"})
 
 
+@pytest.mark.parametrize("closes", ["close", "renew"])
+@pytest_twisted.ensureDeferred
+async def test_no_connection_is_kept_that_comes_back_while_all_are_closed(store, closes, monkeypatch):
+    """As that of the first sweep, where a store is stopped soon: nobody would close it any more."""
+    pool = store._pool
+    await wait_until(lambda: not pool._used and not store._own.running)
+
+    def hold():
+        with pool.connection() as connection:
+            is_alive = connection.alive()
+            monkeypatch.setattr(connection, "alive", lambda: getattr(pool, closes)() or is_alive)
+        return connection
+
+    connection = await store._workers.run(1, hold)
+    monkeypatch.undo()
+    assert not pool._idle and not connection.alive()
+
+
 @pytest_twisted.ensureDeferred
 async def test_full_disk(make_store, tmp_path):
     """A database that cannot grow refuses writes as unavailable, keeps what it has and serves reads."""

@@ -255,9 +255,7 @@ class Pool:
                     self._tell(use)
                 # What tells a statement to end may come too late, and would end another one.
                 is_told = use.is_cut or (use.given_up and connection.backend is not None)
-                if self._open and renewals == self._renewals and not is_told and connection.alive():
-                    self._idle.append(connection)
-                else:
+                if is_told or not connection.alive() or not self._keep(connection, renewals):
                     connection.close()
                 if self._waiting:
                     with self._returned:
@@ -274,6 +272,15 @@ class Pool:
             elif use.call is not None:
                 # What runs counts as its owner's, and so does the thread of the call.
                 left.gone.wait()
+
+    def _keep(self, connection: Connection, renewals: int) -> bool:
+        """Have ``connection`` for others, unless all were closed since it was taken; says whether it is kept."""
+        # Whoever closes them all does so either before or after: none is put back in between, which nobody would close.
+        with self._returned:
+            is_kept = self._open and renewals == self._renewals
+            if is_kept:
+                self._idle.append(connection)
+        return is_kept
 
     def _take_share(self, owner: Hashable) -> None:
         """Wait until ``owner`` may have one more of the few connections that there are: half of what the others leave,
@@ -423,7 +430,11 @@ class Pool:
     def _share(self) -> None:
         """Keep unused connections for as many as wait, and no more."""
         while len(self._kept) > self._waiting:
-            self._idle.append(self._kept.pop())
+            connection = self._kept.pop()
+            if self._open:
+                self._idle.append(connection)
+            else:
+                connection.close()
         while len(self._kept) < self._waiting and self._idle:
             try:
                 self._kept.append(self._idle.pop())
@@ -458,7 +469,8 @@ class Pool:
 
     def renew(self) -> None:
         """Close all connections, those in use when they come back: from here on others are made."""
-        self._renewals += 1
+        with self._returned:
+            self._renewals += 1
         self._quickest = [FAR, FAR]
         self._close_idle()
 
