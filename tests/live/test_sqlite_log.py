@@ -797,6 +797,21 @@ def test_many_changes_are_told_as_many(watched: Watched):
     assert watched.rows() < 10
 
 
+def test_a_log_that_was_full_is_known_for_it_once_it_has_room_again(watched: Watched, monkeypatch: pytest.MonkeyPatch):
+    """What was written meanwhile is in no log: the lease that is renewed before a step has seen that is a new one."""
+    monkeypatch.setattr("zcomm.live.sqlite.log.QUOTA", 100)
+    log, other = watched.prepared(), watched.other
+    rows = "WITH RECURSIVE c(x) AS (SELECT {0} UNION ALL SELECT x + 1 FROM c WHERE x < {0} + 59) SELECT x, x, x FROM c"
+    other.execute(f"INSERT INTO Users {rows.format(0)}")
+    assert keys(log) == {"Users": {*range(60)}}
+    other.execute(f"INSERT INTO Users {rows.format(100)}")
+    log.tend()
+    other.execute("INSERT INTO Users VALUES (1000, 'last', 1)")
+    assert not step(log).known
+    other.execute("DELETE FROM Users WHERE id = 1")
+    assert keys(log) == {"Users": {1}}
+
+
 DDL: dict[str, tuple[str, ...]] = {
     "triggers removed": ("DROP TRIGGER {0}", "INSERT INTO Users VALUES (1, 'a', 1)"),
     "in a transaction": ("BEGIN", "DROP TRIGGER {0}", "INSERT INTO Users VALUES (1, 'a', 1)", "{1}", "COMMIT"),

@@ -22,7 +22,7 @@ from zcomm.data.drivers.driver import Fault
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, TooBusy, Unavailable
+from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, TooBusy
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.memberships import Membership, Memberships
@@ -56,8 +56,10 @@ MOST_PAST = 100
 ROWS_AT_ONCE = 50
 #: Seconds that changes are logged for when there is no query any more.
 REST = 10.0
-#: How often in a row the rows of a model, or those of a query, may fail to be read.
+#: How often in a row the rows of a query may fail to be read.
 TRIES = 5
+#: Bytes of those that are on their way out that take no room from what comes.
+MOST_LEFT = 32 << 20
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
 RETRY, MAX_RETRY = 0.1, 2.0
 #: How many steps may fail in a row before whoever asks is told so.
@@ -209,8 +211,9 @@ class Feed:
 
     @property
     def size(self) -> int:
-        """Bytes that all of them take, about, but for those that are on their way out."""
-        return self._size - sum(query.size for query in self._leaving if query.fault or not query.watchers)
+        """Bytes that all of them take, about, but for those that are on their way out, as far as these are not many."""
+        left = sum(query.size for query in self._leaving if query.fault or not query.watchers)
+        return self._size - min(left, MOST_LEFT)
 
     def sees_all(self, model: str) -> bool:
         """Whether changes by whomever are seen."""
@@ -579,16 +582,15 @@ class Feed:
 
     def _readable(self) -> list[Query]:
         """The queries that are to be read anew by a step, the ones that have waited for longest first."""
-        now = self._clock.seconds()
         return [
             query
             for query in self._stale
-            if query.took <= STEP_SECONDS
-            and query not in self._beside
-            and not self._is_away(query)
-            # But for those that have failed.
-            and not (query.failures and query.rests_until > now)
+            if not self._is_apart(query) and query not in self._beside and not self._is_away(query)
         ]
+
+    def _is_apart(self, query: Query) -> bool:
+        """Whether a query is read beside steps, as it would keep them waiting, or make them fail."""
+        return query.took > STEP_SECONDS or query.is_apart
 
     def _unknown(self) -> list[Membership]:
         """The conditions on other models of which a step is to read which rows they find."""
@@ -602,10 +604,10 @@ class Feed:
         """Read anew those that take long, which keeps no step waiting; each once it has rested."""
         now = self._clock.seconds()
         for query in list(self._stale):
-            is_due = query.took > STEP_SECONDS and query.rests_until <= now and query not in self._beside
+            is_due = self._is_apart(query) and query.rests_until <= now and query not in self._beside
             if is_due and query.watchers and not query.fault and not self._is_away(query):
                 self._beside[query] = None
-                if not query.is_slow:
+                if query.took > STEP_SECONDS and not query.is_slow:
                     query.is_slow = True
                     text = "a live query of {model} takes {seconds:.2f} s; it is read beside the steps and behind them"
                     self._log.info(text, model=query.question.model, seconds=query.took)
@@ -632,13 +634,19 @@ class Feed:
         now = self._clock.seconds()
         if isinstance(result, Failure):
             error = result.value
-            if isinstance(error, CommandError) and error.retryable:
-                query.late += isinstance(error, CommandTimeout)
-                query.rests_until = now + max(1.0, SLOW_REST * query.took)
-            elif isinstance(error, Unreadable):
+            if isinstance(error, Unreadable):
                 self._unreadable(query)
             elif isinstance(error, CommandError):
-                self._end_query(query, error)
+                query.late += isinstance(error, CommandTimeout)
+                # While no step goes well either it is not of this query.
+                is_own = not isinstance(error, CommandTimeout | TooBusy) and not self._failures
+                query.failures += is_own
+                rest = min(RETRY * 2**query.failures, MAX_RETRY) if is_own else 1.0
+                query.rests_until = now + max(rest, SLOW_REST * query.took)
+                if query.failures >= TRIES:
+                    text = "a live query of {model} ends, as its rows cannot be read: {error}"
+                    self._log.warn(text, model=query.question.model, error=error)
+                    self._end_query(query, error)
             else:
                 self._log.failure("a live query could not be read anew", result)
                 self._end_query(query, InternalError("It could not be read anew"))
@@ -647,6 +655,7 @@ class Feed:
             query.is_slow = query.took > STEP_SECONDS
             query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             query.rests_until = now + SLOW_REST * query.took
+            query.failures, query.is_apart = 0, False
             size = query.size
             self._stale.pop(query, None)
             self._became(query, size, query.fill(entries))
@@ -659,7 +668,6 @@ class Feed:
         after = 0.0
         if failure is None:
             self._retry, self._failures = RETRY, 0
-            self._reads.failing.clear()
         else:
             # What it was about the log tells again.
             self._is_due = True
@@ -673,24 +681,10 @@ class Feed:
                 self._log.failure("a step of the live queries failed; it is tried again", failure)
             elif fault.kind == "migrated":
                 self._thread(self._store.execution.look_again).addErrback(lambda _: None)
-            self._give_up(failure)
         for name in self._reads.distrusted:
             self._memberships.distrust(name)
         self._reads.distrusted.clear()
         return after
-
-    def _give_up(self, failure: Failure) -> None:
-        """End the queries of a model whose rows cannot be read, time after time: it keeps all others waiting."""
-        for name, times in list(self._reads.failing.items()):
-            if times >= TRIES:
-                del self._reads.failing[name]
-                text = "the live queries of {model} end, as its rows cannot be read: {fault}"
-                self._log.warn(text, model=name, fault=failure.value)
-                watched = self._watched.get(name)
-                for query in list(watched.queries.values()) if watched is not None else ():
-                    self._end_query(query, Unavailable(f"The rows of {name} cannot be read as the server knows them"))
-                for _ in self._listener.step():
-                    pass
 
     @inlineCallbacks
     def _step(self) -> Generator[Any, Any, bool]:
@@ -896,7 +890,7 @@ class Feed:
         for query, rows in unsure.items():
             keys = matching.get(query)
             if isinstance(keys, Fault):
-                self._failed(query, keys)
+                self._set_apart(query, keys)
                 continue
             if keys is None:
                 self._outdate(query)
@@ -954,7 +948,7 @@ class Feed:
     def _renew(self, query: Query, form: Form, rows: list[tuple[Any, ...]] | Fault) -> Generator[Any, Any, None]:
         if isinstance(rows, Fault):
             if rows.kind != "large":
-                self._failed(query, rows)
+                self._set_apart(query, rows)
                 return
             if query.has_spares:
                 # The rows that clients see may come to less: in the next step.
@@ -970,29 +964,26 @@ class Feed:
             self._unreadable(query)
             return
         self._stale.pop(query, None)
-        query.failures = 0
+        query.late = 0
         self._became(query, size, query.fill(entries))
-        if query.late >= LATE and not query.fault:
-            self._too_slow(query)
 
     def _outdate(self, query: Query) -> None:
         """Have the rows of ``query`` read anew, in this step or one of the next."""
         query.is_stale = True
         self._stale[query] = None
 
-    def _failed(self, query: Query, fault: Fault) -> None:
-        """Have a query wait whose own statement has failed; it ends where that goes on."""
-        if fault.kind == "timeout":
-            self._too_slow(query)
-            return
-        query.failures += 1
-        if query.failures >= TRIES:
-            text = "a live query of {model} ends, as its rows cannot be read: {fault}"
-            self._log.warn(text, model=query.question.model, fault=fault)
-            self._end_query(query, Unavailable("Its rows cannot be read as the server knows them"))
-            return
+    def _set_apart(self, query: Query, fault: Fault) -> None:
+        """Have a query read beside steps at which this one has failed, and with it those of its model that are to
+        be read as well: they are likely to fail, too, and each of them would cost a step. Of one that took too long it
+        is those of the same users."""
+        text = "a live query of {model} fails a step; it is read beside the steps and behind them: {fault}"
+        self._log.info(text, model=query.question.model, fault=fault)
         self._outdate(query)
-        query.rests_until = self._clock.seconds() + min(RETRY * 2**query.failures, MAX_RETRY)
+        owners = {*query.watchers.values()}
+        for each in self._stale:
+            is_like = fault.kind != "timeout" or not owners.isdisjoint(each.watchers.values())
+            if each is query or (is_like and each.question.model == query.question.model):
+                each.is_apart = True
 
     def _too_slow(self, query: Query) -> None:
         reason = "It takes too long to be kept live; narrow its where, or give the database an index for it"

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 from zcomm.data.models import Model
 
-__all__ = ["ChangeLog", "Changes", "Key", "KeyForm"]
+__all__ = ["READ_SECONDS", "ChangeLog", "Changes", "Key", "KeyForm"]
+
+#: Seconds that one read of a step may take, whoever it is for: all others wait for it.
+READ_SECONDS = 0.5
 
 #: The key of a row: of one column its value, of several theirs.
 Key = int | str | tuple[int | str, ...]
@@ -69,7 +72,7 @@ class ChangeLog(Protocol):
         """
 
     def run(self, sql: str, parameters: Sequence[Any], max_bytes: int | None = None) -> list[tuple[Any, ...]]:
-        """Read something in it.
+        """Read something in it, which may take :data:`READ_SECONDS`.
 
         :param max_bytes: bytes that the rows may come to, where the statement does not see to that by itself.
         """

@@ -52,9 +52,10 @@ class Query:
     :ivar is_stale: whether its rows are to be read anew.
     :ivar took: seconds that it took to read its rows.
     :ivar is_slow: whether it is known for one that takes long.
+    :ivar is_apart: whether a step has failed at it, or at one of its model, and it was not read since.
     :ivar rests_until: the time before which they are not read again where that is long or has failed.
-    :ivar late: how often in a row its rows took too long to be read anew.
-    :ivar failures: how often in a row they could not be read.
+    :ivar late: how often in a row its rows took too long to be read anew beside steps.
+    :ivar failures: how often in a row they could not be read there.
     :ivar fault: why it cannot go on; empty where it can.
     :ivar size: bytes that it takes, about.
     :ivar left: the keys of the rows that it does not keep any more since it was changed last.
@@ -74,7 +75,7 @@ class Query:
         self.memberships = tuple(dict.fromkeys(memberships_of(question.where)))
         self.depends = frozenset(name for name, _ in self.memberships) if self.memberships else _NOTHING
         self.watchers: dict[Any, Any] = {}
-        self.is_stale = self.is_slow = False
+        self.is_stale = self.is_slow = self.is_apart = False
         self.took = self.rests_until = 0.0
         self.late = self.failures = 0
         self.fault = ""

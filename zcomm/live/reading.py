@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from zcomm.data.drivers.driver import Fault
@@ -30,8 +30,10 @@ KEYS_AT_ONCE, MAX_KEYS = 500, 50_000
 #: Keys of a membership's model beyond which any condition on it is taken for concerned, and the seconds that a step may
 #: spend on reading what conditions find.
 MAX_MEMBER_KEYS, MEMBER_SECONDS = 2000, 0.02
-#: The faults that are of no table.
-PASSING = ("busy", "crowded", "down", "in_the_way", "lost", "overdrawn", "stale", "timeout")
+#: Seconds for which the changed rows of a model are not read by their keys where one of them could not be.
+UNREAD_SECONDS = 10.0
+#: The faults that are of no table, and of no statement.
+PASSING = ("crowded", "down", "in_the_way", "lost", "migrated", "overdrawn", "stale")
 
 Keys = dict[str, "set[Key] | None"]
 
@@ -73,7 +75,6 @@ class Reading:
     :param log: has the snapshot.
     :param watched: the queries, by model.
     :param memberships: their conditions on other models.
-    :ivar failing: by model how often in a row its rows could not be read, for a reason of its own.
     :ivar distrusted: the models whose rows could not be read to find out what memberships they are.
     """
 
@@ -83,10 +84,12 @@ class Reading:
         self._is_sqlite = store.execution.database.name == "sqlite"
         self._watched = watched
         self._memberships = memberships
-        self.failing: dict[str, int] = {}
         self.distrusted: set[str] = set()
-        #: The models of which so many rows have changed that they were too large together.
-        self._large: set[str] = set()
+        #: The models whose changed rows are not read by their keys, and until when: all of their queries are read anew,
+        #: each of which says for itself what it cannot have.
+        self._unread: dict[str, float] = {}
+        #: When they could not be read for the last time.
+        self._failed_at: dict[str, float] = {}
 
     def find(self, names: Sequence[str], told: Keys) -> Found:
         """Begin a step: read what has changed. Its snapshot is there until the log's :meth:`~ChangeLog.end`."""
@@ -103,9 +106,11 @@ class Reading:
                     # The log tells of it again.
                     continue
                 seen, mine = changes.keys.get(name, ()), told.get(name, ())
-                is_large = name in self._large
-                self._large.discard(name)
-                keys = None if seen is None or mine is None or is_large else {*seen, *mine}
+                keys = None if seen is None or mine is None else {*seen, *mine}
+                if keys and name in self._unread:
+                    if self._unread[name] <= monotonic():
+                        del self._unread[name]
+                    keys = None
                 if keys is None or len(keys) > MAX_KEYS:
                     found.keys[name] = None
                 elif keys and found.known:
@@ -147,10 +152,16 @@ class Reading:
             found.rows[name] = self._rows_of(watched, form, keys)
         except Fault as fault:
             if fault.kind == "large":
-                # Each query says for itself what it cannot have, in the next step.
-                self._large.add(name)
-            else:
-                self._failed_at(name, fault)
+                # So many have changed that they were too large together: in the next step, this once.
+                self._unread[name] = 0.0
+            elif fault.kind not in PASSING:
+                now = monotonic()
+                before, self._failed_at[name] = self._failed_at.get(name, 0.0), now
+                # A database has its moments.
+                is_once = fault.kind in ("busy", "timeout") and now - before > UNREAD_SECONDS
+                self._unread[name] = 0.0 if is_once else now + UNREAD_SECONDS
+                # It may be a field that no query has any more.
+                watched.narrow()
             raise
 
     def _rows_of(self, watched: Watched[Any], form: Form, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
@@ -170,11 +181,6 @@ class Reading:
             parameters = bind(plan, statement.parameters, RESULT_BYTES, key.encode(some))
             rows += self._changes.run(statement.sql, parameters, statement.max_bytes)
         return rows
-
-    def _failed_at(self, name: str, fault: Fault) -> None:
-        """Count a fault that may be of one model's table."""
-        if fault.kind not in PASSING:
-            self.failing[name] = self.failing.get(name, 0) + 1
 
     def ask_which(self, unsure: Touched[Query]) -> dict[Query, set[Key] | None | Fault]:
         """Ask the database which of the rows match.
@@ -203,7 +209,7 @@ class Reading:
                 try:
                     found = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES, some))
                 except Fault as fault:
-                    if not _is_of_one(fault):
+                    if fault.kind in PASSING:
                         raise
                     # In its snapshot nothing can be read any more.
                     made[query] = fault
@@ -232,9 +238,8 @@ class Reading:
                 if not plan.nothing:
                     rows = self._changes.run(statement.sql, parameters, most)
                 query.took = perf_counter() - begun
-                query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             except Fault as fault:
-                if not _is_of_one(fault):
+                if fault.kind in PASSING:
                     raise
                 rows = fault
             made.append((query, form, rows))
@@ -259,16 +264,11 @@ class Reading:
             try:
                 rows = self._changes.run(statement.sql, bind(plan, statement.parameters, RESULT_BYTES))
             except Fault as fault:
-                if fault.kind not in PASSING or fault.kind == "timeout":
+                if fault.kind not in PASSING:
                     self.distrusted.add(name)
                 raise
             made.append((membership, {row[0] if len(row) == 1 else row: None for row in rows}))
         return made
-
-
-def _is_of_one(fault: Fault) -> bool:
-    """Whether a fault of a query's own statement is of that query alone."""
-    return fault.kind == "timeout" or fault.kind not in (*PASSING, "migrated")
 
 
 def wide(query: Query, form: Form) -> Plan:

@@ -102,6 +102,10 @@ class Watched(Generic[T]):
             self._form = Form(self.model, wanted, sorted(raw), self.is_sqlite)
         return self._form
 
+    def narrow(self) -> None:
+        """Have no more read than its queries look at by now."""
+        self._form = None
+
     def view(self, question: Question) -> View:
         """The fields and the order of a query, the same for all that have the same."""
         key = question.fields, question.order

@@ -254,6 +254,8 @@ class _Connection:
         self._connect = connect
         self._writes = writes
         self._until = float("inf")
+        #: Seconds that a statement of the snapshot may run.
+        self._hurry = float("inf")
         self._closed = False
         self.turn: Turns | None = None
         self.renewals = 0
@@ -433,7 +435,7 @@ class _Connection:
         max_bytes: int | None = None,
         writer: Writer | None = None,
     ) -> tuple[list[tuple[Any, ...]], int]:
-        self._until = time.monotonic() + self._limit
+        self._until = time.monotonic() + min(self._limit, self._hurry)
         self._gave_way = self._is_cut = False
         self._ending = sql in _ENDS
         try:
@@ -614,6 +616,10 @@ class _Connection:
             self.rollback()
             raise
 
+    def hurry(self, seconds: float) -> None:
+        """Let each statement run for so long at most until the snapshot ends."""
+        self._hurry = seconds
+
     def _waiting(self) -> AbstractContextManager[None]:
         """Lasts while it waits for the file's lock, which only other programs hold while it has its turn."""
         return nullcontext() if self.turn is None else self.turn.aside()
@@ -626,6 +632,7 @@ class _Connection:
 
     def rollback(self) -> None:
         only_read, self._only_reads = self._only_reads, False
+        self._hurry = float("inf")
         try:
             if self._raw.in_transaction:
                 self._raw.execute("ROLLBACK").close()

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql import PostgreSQLDatabase
 from zcomm.data.models import Model, Schema
-from zcomm.live.log import Changes, Key, KeyForm
+from zcomm.live.log import READ_SECONDS, Changes, Key, KeyForm
 from zcomm.live.postgresql.lock import STALE, Holder, clean
 from zcomm.live.postgresql.tables import (
     INSTALL_LOCK,
@@ -58,6 +58,8 @@ MAX_KEYS, MAX_MODEL_KEYS = 100_000, 50_000
 STEP_LOCK, INSTALL_WAIT = "100ms", "500ms"
 #: Seconds after which there is a step for the sake of a table that somebody keeps locked; any other tries as well.
 AWAY_EVERY = 0.1
+#: Milliseconds for what is read in a step; what the log is asked for takes what it takes.
+_READ_TIMEOUT = round(READ_SECONDS * 1000)
 #: How often an installation is tried where a table is in use.
 ATTEMPTS = 4
 #: Since when PostgreSQL has transaction numbers that do not come again.
@@ -127,7 +129,8 @@ pg_catalog.jsonb_build_array(
         SELECT pg_catalog.pg_try_advisory_xact_lock_shared(l.id) FROM (SELECT id FROM zcomm.life LIMIT 1) AS l
     ), true),
     EXISTS (SELECT FROM zcomm.feeds AS f WHERE f.id OPERATOR(pg_catalog.=) %s::pg_catalog.int8),
-    {_NO_SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true)
+    {_NO_SHAPES}, pg_catalog.set_config('enable_seqscan', %s, true), pg_catalog.set_config('jit', %s, true),
+    pg_catalog.set_config('statement_timeout', '{_READ_TIMEOUT}', true)
 )
 """  # noqa: S608 (constants and quoted names)
 _UNSEEN = """
@@ -557,8 +560,13 @@ class PostgreSQLLog:
     def _begin_snapshot(self, models: Collection[str]) -> None:
         """Begin a snapshot of the tables of ``models``, but for those that somebody keeps locked."""
         connection = self._connected()
+        settings = {"lock_timeout": f"'{STEP_LOCK}'"}
+        if not self._installed:
+            # Else by the query of the log.
+            settings["statement_timeout"] = str(_READ_TIMEOUT)
         if self._database.pooled:
             connection.begin_snapshot()
+            connection.run(_set_local(settings), (), False)
             return
         tables = {
             name: table
@@ -573,19 +581,14 @@ class PostgreSQLLog:
                 self._log.info("the live queries of {model} go on", model=name)
             else:
                 self._away[name] = time.monotonic() + AWAY_EVERY
-        settings = []
         if not self._installed:
-            # Else by the query of the log.
-            settings += [
-                f"SET LOCAL {name} = {value}"
-                for name, value in zip(("enable_seqscan", "jit"), self._plans, strict=True)
-            ]
+            settings |= zip(("enable_seqscan", "jit"), self._plans, strict=True)
         while True:
             names = ", ".join(table.name for name, table in tables.items() if name not in self._away)
             # TRUNCATE and ALTER TABLE empty a table for a snapshot that was there before.
-            lock = [f"SET LOCAL lock_timeout = '{STEP_LOCK}'", f"LOCK TABLE {names} IN ACCESS SHARE MODE"]
+            lock = f"; LOCK TABLE {names} IN ACCESS SHARE MODE" if names else ""
             try:
-                connection.begin_snapshot("; ".join([*(lock if names else ()), *settings]))
+                connection.begin_snapshot(_set_local(settings) + lock)
                 return
             except Fault as fault:
                 if fault.kind != "busy":
@@ -781,6 +784,10 @@ class PostgreSQLLog:
         self._stepping = False
         if self._connection is not None:
             self._connection.rollback()
+
+
+def _set_local(settings: Mapping[str, str]) -> str:
+    return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 
 
 def _numbers_of(table: Table) -> set[str]:

@@ -23,7 +23,7 @@ from zcomm.data.drivers.driver import Connection, Fault
 from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.drivers.sqlite_catalog import LIVE_NAMES, is_live_trigger
 from zcomm.data.models import Model, Schema
-from zcomm.live.log import Changes, Key, KeyForm
+from zcomm.live.log import READ_SECONDS, Changes, Key, KeyForm
 from zcomm.live.sqlite.triggers import (
     CHANGES,
     LEASES,
@@ -72,7 +72,7 @@ _TAKE_OVER = "DELETE FROM zcomm_live WHERE until <= ? OR life = ?"
 _ANCHOR = "INSERT INTO zcomm_changes (model) VALUES ('')"
 _LAST = "SELECT max(id) FROM zcomm_changes"
 _LEASE = "INSERT INTO zcomm_live (life, until, upto, done, mark) VALUES (?, ?, ?, ?, ?)"
-_KNOWN_LEASE = "SELECT until, mark FROM zcomm_live WHERE life = ?"
+_KNOWN_LEASE = "SELECT until, mark, upto > (SELECT max(id) FROM zcomm_changes) FROM zcomm_live WHERE life = ?"
 _RENEW = "UPDATE zcomm_live SET until = ?, upto = ?, done = ?, mark = ? WHERE life = ?"
 _EXPIRED = "DELETE FROM zcomm_live WHERE until <= ?"
 # The row that everybody has read last stays: who finds it knows that nobody else removed some.
@@ -262,7 +262,9 @@ class SQLiteLog:
         connection.run(_EXPIRED, (int(self._now()),), False)
         found = _ask(connection)(_KNOWN_LEASE, (self._life,))
         now = self._now()
-        if not found or found[0][0] <= now or found[0][1] != self._mark or not self._is_steady():
+        until, known, has_room = found[0] if found else (0, "", 0)
+        # What was written to a full log is not in it, whatever room there is from now on.
+        if until <= now or known != self._mark or not has_room or not self._is_steady():
             self._take_lease(connection)
             return False
         connection.run(_RENEW, (int(now) + LEASE, at + QUOTA, at, mark, self._life), False)
@@ -401,6 +403,7 @@ class SQLiteLog:
 
     def run(self, sql: str, parameters: Sequence[Any], max_bytes: int | None = None) -> list[tuple[Any, ...]]:
         try:
+            self._reader.hurry(READ_SECONDS)
             rows: list[tuple[Any, ...]] = self._reader.run(sql, parameters, True, max_bytes)[0]
         except BaseException as error:
             # What the step was about is told again.
