@@ -109,6 +109,11 @@ async def test_queries_whose_own_statement_fails_keep_no_others_waiting(
             # Also whoever comes now.
             assert texts((await Rows(admin, "late").ask("Notes")).rows) == ["d"]
             assert how == "fails" or not any((rows.now(), rows.error)[1] for rows in hers)
+            assert len(feed._beside) <= feeds.MOST_OF_ONE
+            if how in ("busy", "locked"):
+                # To wait for others is neither to take long nor to fail.
+                await wait_until(lambda: any(query.rests_until for query in feed._stale), "a read beside the steps")
+                assert not any(query.late or query.failures for query in feed._stale)
             if how != "fails":
                 session.rollback()
                 write(url, "UPDATE gate SET state = 'open'")
@@ -232,6 +237,31 @@ async def test_a_read_that_takes_too_long_for_a_step_is_made_beside_it(tmp_path:
         assert not dear.error and any("fails a step" in event.get("log_format", "") for event in logged)
         write(url, """INSERT INTO "Notes" (id, text) VALUES (1, 'a')""")
         await notes.until(lambda rows: texts(rows) == ["a"])
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_models_whose_changes_are_too_large_together_cost_one_step_each(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Those that have failed a step are not tried again in the step that fails at the next one."""
+    served = await serve(tmp_path, SCHEMA, postgresql_url, policy=POLICY)
+    feed: Any = served.comm.zcli.live.feed
+    try:
+        admin = await served.client()
+        values = ", ".join(f"({number}, 'o', '{'x' * 100}')" for number in range(100))
+        every = [await Rows(admin, name).ask(name, limit=1) for name in MODELS]
+        await wait_until(lambda: feed._changes._read and not feed._stale, "the log")
+        monkeypatch.setattr("zcomm.live.reading.RESULT_BYTES", 5000)
+        failures: list[int] = []
+        with psycopg.connect(postgresql_url) as session:
+            for name in MODELS:
+                session.execute(f'INSERT INTO "{name}" (id, owner, text) VALUES {values}')
+        for rows in every:
+            await rows.until(lambda found: (failures.append(feed._failures), len(found) == 1)[1])
+        assert 1 <= max(failures) <= len(MODELS)
         await served.stands()
     finally:
         await served.stop()

@@ -180,10 +180,12 @@ async def test_queries_that_take_long_keep_no_others_waiting(
     monkeypatch.setattr(feeds, "STEP_SECONDS", 0.0)
     with psycopg.connect(postgresql_url, autocommit=True) as other:
         other.execute("CREATE TABLE entries (id int PRIMARY KEY, text text)")
+        other.execute("CREATE TABLE gate AS SELECT true AS is_open")
         other.execute(
-            'CREATE VIEW "Slow" AS SELECT id, text FROM entries '
-            "WHERE (SELECT pg_advisory_xact_lock_shared(77)) IS NOT NULL"
+            "CREATE FUNCTION opens() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN "
+            "WHILE NOT (SELECT is_open FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$"
         )
+        other.execute('CREATE VIEW "Slow" AS SELECT id, text FROM entries WHERE (SELECT opens())')
         served = await serve(
             tmp_path, f"{SCHEMA}Slow:\n  id: {{type: int, pk: true}}\n  text: {{type: str}}\n", postgresql_url
         )
@@ -191,7 +193,7 @@ async def test_queries_that_take_long_keep_no_others_waiting(
         try:
             client, second = await served.client(), await served.client()
             slow, quick = await Rows(client, "slow").ask("Slow"), await Rows(client, "quick").ask("Parts")
-            other.execute("SELECT pg_advisory_lock(77)")
+            other.execute("UPDATE gate SET is_open = false")
             answer = Deferred.fromCoroutine(Rows(second, "slow").ask("Slow"))
             await wait_until(lambda: feed._beside, "the read beside steps")
             for number in range(1, 6):
@@ -199,7 +201,7 @@ async def test_queries_that_take_long_keep_no_others_waiting(
                 await quick.until(lambda rows, most=number: len(rows) == most)
             assert not answer.called and feed._beside
             other.execute("INSERT INTO entries VALUES (1, 'a')")
-            other.execute("SELECT pg_advisory_unlock(77)")
+            other.execute("UPDATE gate SET is_open = true")
             # The read that waited has a snapshot of before.
             await answer
             again = await Rows(await served.client(), "slow").ask("Slow")

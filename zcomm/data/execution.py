@@ -410,11 +410,18 @@ class Execution:
         return self._statements.keyed(plan, key, raw, condition)
 
     def find(
-        self, plan: Plan, key: tuple[str, ...], raw: tuple[str, ...], owner: Hashable, allowance: int
+        self,
+        plan: Plan,
+        key: tuple[str, ...],
+        raw: tuple[str, ...],
+        owner: Hashable,
+        allowance: int,
+        is_patient: bool,
     ) -> tuple[list[tuple[Any, ...]], float]:
         """Read rows as :meth:`keyed` has them.
 
         :param allowance: bytes that they may come to.
+        :param is_patient: whether to wait for tables that others keep locked; else that is a fault of kind ``busy``.
         :return: the rows as the database brings them, and the seconds that it took of the database.
         :raises Fault: for what the database would not or could not do.
         """
@@ -428,7 +435,8 @@ class Execution:
             try:
                 with self.pool.connection(owner) as connection:
                     use = self.pool.use_of(connection)
-                    rows, _ = connection.run(statement.sql, parameters, True, most)
+                    with nullcontext() if is_patient else connection.hasty():
+                        rows, _ = connection.run(statement.sql, parameters, True, most)
                     seconds = use.cost
             except Fault as fault:
                 if fault.kind not in ("stale", "migrated"):

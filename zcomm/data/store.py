@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
@@ -516,16 +517,23 @@ class Store:
         return succeed(None) if self._knows.is_set() else self._starting.add()
 
     def find(
-        self, owner: Hashable, plan: Plan, key: tuple[str, ...], raw: tuple[str, ...], allowance: int
+        self,
+        owner: Hashable,
+        plan: Plan,
+        key: tuple[str, ...],
+        raw: tuple[str, ...],
+        allowance: int,
+        is_patient: bool = True,
     ) -> Deferred[tuple[list[tuple[Any, ...]], float]]:
         """A Deferred of rows as the database brings them (:meth:`zcomm.data.execution.Execution.find`), and the seconds
-        that it took; fails with a :class:`~zcomm.errors.CommandError`."""
+        that it took; fails with a :class:`~zcomm.errors.CommandError`, whose cause is the database's fault where it was
+        one."""
         if (refusal := self._refusal(self._budgets.account(owner))) is not None:
             return fail(refusal)
         job = Job(plan=plan, key=None, owner=owner)
         kind = _hash_of(owner, plan)
         done = self._submit(
-            owner, kind, lambda: self._execution.find(plan, key, raw, owner, allowance), True, self._until()
+            owner, kind, lambda: self._execution.find(plan, key, raw, owner, allowance, is_patient), True, self._until()
         )
 
         def too_large(failure: Failure) -> Failure:
@@ -534,7 +542,15 @@ class Store:
                 return failure
             return Failure(Invalid(f"Its rows come to more than {allowance >> 20} MiB; ask for fewer fields or rows"))
 
-        return done.addErrback(too_large).addErrback(self._explain, job)
+        def explained(failure: Failure) -> Failure:
+            fault = failure.value
+            made = self._explain(failure, job)
+            if isinstance(fault, Fault) and made.value is not None:
+                # A copy, without the frames of its traceback.
+                made.value.__cause__ = replace(fault)
+            return made
+
+        return done.addErrback(too_large).addErrback(explained)
 
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
         """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.

@@ -6,7 +6,7 @@ What waits for the database runs in a thread of its own; all else on the reactor
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -27,7 +27,7 @@ from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.memberships import Membership, Memberships
 from zcomm.live.query import Query
-from zcomm.live.reading import QUERY_SECONDS, STEP_SECONDS, Found, Keys, Reading, merge, wide
+from zcomm.live.reading import PASSING, QUERY_SECONDS, STEP_SECONDS, Found, Keys, Reading, merge, wide
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
 from zcomm.live.rows import Entry, Form, Row, Unreadable
 from zcomm.live.watched import Touched, Watched
@@ -50,6 +50,8 @@ SLICE = 0.002
 SLOW_REST = 4.0
 #: How often in a row the read of a query may take longer than :data:`QUERY_SECONDS`: a database has its moments.
 LATE = 3
+#: How many are read beside steps at a time, and how many of them for one user.
+MOST_BESIDE, MOST_OF_ONE = 4, 2
 #: How many steps are told apart for those whose rows are read meanwhile.
 MOST_PAST = 100
 #: Rows that are made at once.
@@ -58,6 +60,8 @@ ROWS_AT_ONCE = 50
 REST = 10.0
 #: How often in a row the rows of a query may fail to be read.
 TRIES = 5
+#: The faults of a read beside steps that are of others, and not of the query.
+OTHERS = (*PASSING, "busy", "given_up", "refused", "timeout")
 #: Bytes of those that are on their way out that take no room from what comes.
 MOST_LEFT = 32 << 20
 #: Seconds after which a step that has failed is tried again: the first time, and at most.
@@ -129,9 +133,10 @@ class Feed:
         self._stale: dict[Query, None] = {}
         #: Those whose rows others may have changed, which nobody hears of: for the next step.
         self._doubted: dict[Query, None] = {}
-        #: The stale ones that are read beside steps, and what has become of it for the next step: their rows with the
-        #: seconds that it took, and the number of the first step that may have passed them by.
-        self._beside: dict[Query, None] = {}
+        #: The stale ones that are read beside steps, each with whose work that is; and what has become of it for the
+        #: next step: their rows with the seconds that it took, and the number of the first step that may have passed
+        #: them by.
+        self._beside: dict[Query, Any] = {}
         self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
         #: The models that could not be read in the last step.
         self._away: Collection[str] = frozenset()
@@ -147,6 +152,8 @@ class Feed:
         self._retry = RETRY
         #: How many steps have failed in a row.
         self._failures = 0
+        #: Whether there was a step that had no time for all that had to be read anew.
+        self._has_lagged = False
         self._is_open = True
         self._looks = LoopingCall(self._look)
         self._tends = LoopingCall(self._tend)
@@ -333,22 +340,23 @@ class Feed:
 
     @inlineCallbacks
     def _rows_of_query(
-        self, query: Query, watched: Watched[Query], owner: Any
+        self, query: Query, watched: Watched[Query], owner: Any, is_patient: bool = True
     ) -> Generator[Any, Any, tuple[list[Entry], float]]:
         """Read the rows of a query in a transaction of its own: a Deferred of them and of the seconds that it took.
 
         :param owner: whose work that is.
+        :param is_patient: whether to wait for tables that others keep locked.
         """
         form = Form(watched.model, query.question.fields + query.view.beside, query.raw, self._is_sqlite)
         find = partial(self._store.find, owner)
         try:
-            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES, is_patient)
         except Invalid:
             if not query.has_spares:
                 raise
             # The rows that clients see may come to less.
             query.has_spares = False
-            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES)
+            rows, seconds = yield find(wide(query, form), watched.key.columns, form.raw, MAX_BYTES, is_patient)
         entries = yield self._entries(query, form, rows)
         return entries, seconds
 
@@ -548,12 +556,14 @@ class Feed:
             self._done = self._started
         self._ending.fire(None)
         self._clear_soon()
-        if self._is_due or self._unknown() or self._readable():
+        if self._is_due or self._unknown() or self._readable() or self._startable():
             self._step_soon(after)
             return
-        resting = [query.rests_until for query in self._stale if query not in self._beside and not self._is_away(query)]
+        now = self._clock.seconds()
+        # Those that wait for others beside steps come when these are done.
+        resting = [query.rests_until for query in self._stale if query.rests_until > now and not self._is_away(query)]
         if resting:
-            wait = max(min(resting) - self._clock.seconds(), 0.0)
+            wait = min(resting) - now
             if self._slow_call is None:
                 self._slow_call = self._clock.callLater(wait, self._slow_again)
             elif self._slow_call.getTime() > min(resting):
@@ -600,25 +610,41 @@ class Feed:
         """Whether a table is locked that the database would look at for the rows of ``query``."""
         return bool(self._away) and (query.question.model in self._away or not query.depends.isdisjoint(self._away))
 
-    def _read_beside(self) -> None:
-        """Read anew those that take long, which keeps no step waiting; each once it has rested."""
+    def _startable(self) -> list[Query]:
+        """The queries that are to be read beside steps now: few at a time, which leaves room for commands, and the ones
+        that have waited for longest first."""
         now = self._clock.seconds()
-        for query in list(self._stale):
-            is_due = self._is_apart(query) and query.rests_until <= now and query not in self._beside
-            if is_due and query.watchers and not query.fault and not self._is_away(query):
-                self._beside[query] = None
-                if query.took > STEP_SECONDS and not query.is_slow:
-                    query.is_slow = True
-                    text = "a live query of {model} takes {seconds:.2f} s; it is read beside the steps and behind them"
-                    self._log.info(text, model=query.question.model, seconds=query.took)
-                mark = object()
-                since = self._since[mark] = self._number + 1
-                watched = self._watched[query.question.model]
-                # That of those who have it, in turn.
-                watcher, owner = next(iter(query.watchers.items()))
-                del query.watchers[watcher]
-                query.watchers[watcher] = owner
-                self._rows_of_query(query, watched, owner).addBoth(self._has_read, query, mark, since)
+        owners = Counter(self._beside.values())
+        found: list[Query] = []
+        for query in self._stale:
+            if len(self._beside) + len(found) >= MOST_BESIDE:
+                break
+            if not self._is_apart(query) or query.rests_until > now or query in self._beside:
+                continue
+            if not query.watchers or query.fault or self._is_away(query):
+                continue
+            owner = next(iter(query.watchers.values()))
+            if owners[owner] < MOST_OF_ONE:
+                owners[owner] += 1
+                found.append(query)
+        return found
+
+    def _read_beside(self) -> None:
+        """Read anew those that take long, or at which a step has failed, which keeps no step waiting; each once it has
+        rested."""
+        for query in self._startable():
+            if query.took > STEP_SECONDS and not query.is_slow:
+                query.is_slow = True
+                text = "a live query of {model} takes {seconds:.2f} s; it is read beside the steps and behind them"
+                self._log.info(text, model=query.question.model, seconds=query.took)
+            mark = object()
+            since = self._since[mark] = self._number + 1
+            watched = self._watched[query.question.model]
+            # That of those who have it, in turn.
+            watcher, owner = next(iter(query.watchers.items()))
+            del query.watchers[watcher]
+            query.watchers[watcher] = self._beside[query] = owner
+            self._rows_of_query(query, watched, owner, False).addBoth(self._has_read, query, mark, since)
 
     def _has_read(self, result: Any, query: Query, mark: object, since: int) -> None:
         del self._since[mark]
@@ -637,13 +663,13 @@ class Feed:
             if isinstance(error, Unreadable):
                 self._unreadable(query)
             elif isinstance(error, CommandError):
+                kind = error.__cause__.kind if isinstance(error.__cause__, Fault) else ""
+                is_own = kind not in ("", *OTHERS)
                 query.late += isinstance(error, CommandTimeout)
-                # While no step goes well either it is not of this query.
-                is_own = not isinstance(error, CommandTimeout | TooBusy) and not self._failures
                 query.failures += is_own
                 rest = min(RETRY * 2**query.failures, MAX_RETRY) if is_own else 1.0
                 query.rests_until = now + max(rest, SLOW_REST * query.took)
-                if query.failures >= TRIES:
+                if query.failures >= TRIES or not (kind or error.retryable):
                     text = "a live query of {model} ends, as its rows cannot be read: {error}"
                     self._log.warn(text, model=query.question.model, error=error)
                     self._end_query(query, error)
@@ -830,6 +856,10 @@ class Feed:
                     until = perf_counter() + SLICE
             if any(isinstance(rows, Fault) for _, _, rows in anew):
                 return False
+            if len(anew) < len(stale) and not self._has_lagged:
+                self._has_lagged = True
+                text = "{count} live queries are behind the others until the next step: those of one took too long"
+                self._log.info(text, count=len(stale) - len(anew))
         if unknown := self._unknown():
             members = yield self._thread(self._reads.read_members, unknown)
             for membership, keys_of in members:

@@ -19,7 +19,7 @@ from zcomm.live.requests import MAX_BYTES
 from zcomm.live.rows import Form, Row
 from zcomm.live.watched import Touched, Watched
 
-__all__ = ["MAX_KEYS", "QUERY_SECONDS", "STEP_SECONDS", "Found", "Keys", "Reading", "merge", "wide"]
+__all__ = ["MAX_KEYS", "PASSING", "QUERY_SECONDS", "STEP_SECONDS", "Found", "Keys", "Reading", "merge", "wide"]
 
 #: Seconds that the reads of one step for single queries may take together; those that are left have theirs in the next.
 STEP_SECONDS = 0.1
@@ -98,6 +98,8 @@ class Reading:
         others = set(self._memberships.models)
         changes = log.begin({*names, *others})
         found = Found(known=changes.known, away=changes.away)
+        #: Those whose changes are read in another way now, and by their keys again from the next time on.
+        passed: list[str] = []
         try:
             for name in others.difference(found.away):
                 self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
@@ -109,7 +111,7 @@ class Reading:
                 keys = None if seen is None or mine is None else {*seen, *mine}
                 if keys and name in self._unread:
                     if self._unread[name] <= monotonic():
-                        del self._unread[name]
+                        passed.append(name)
                     keys = None
                 if keys is None or len(keys) > MAX_KEYS:
                     found.keys[name] = None
@@ -120,6 +122,8 @@ class Reading:
         except BaseException:
             log.end()
             raise
+        for name in passed:
+            del self._unread[name]
         return found
 
     def _find_members(

@@ -28,7 +28,7 @@ __all__ = ["Difference", "World"]
 #: Seconds within which clients are told of what was written.
 PATIENCE = 30.0
 #: The server's words of a query that takes long.
-BESIDE = "it is read beside the steps"
+BEHIND = ("it is read beside the steps", "are behind the others until the next step")
 #: Codes with which a command that may be sent again is answered.
 FOR_NOW = ("too_busy", "timeout", "unavailable")
 #: Whether who asks for rows of which only the server's own writes are seen has those of now, also where others ask the
@@ -816,7 +816,8 @@ class World:
 
     def _is_behind(self) -> bool:
         """Whether a server has said that a query of its is behind others."""
-        return any(BESIDE in server.log for server in (self.server, self.second) if server is not None)
+        servers = [server for server in (self.server, self.second) if server is not None]
+        return any(text in server.log for server in servers for text in BEHIND)
 
     def _later(self) -> str:
         try:

@@ -229,6 +229,10 @@ class Connection(Protocol):
     def begin_snapshot(self) -> None:
         """Begin a transaction that reads one snapshot, and writes nothing."""
 
+    def hasty(self) -> AbstractContextManager[None]:
+        """A transaction that reads, and does not wait for tables that others keep locked: that is a fault of kind
+        ``busy``."""
+
     def commit(self) -> None: ...
 
     def rollback(self) -> None:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import psycopg
@@ -71,6 +71,8 @@ WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_c
 #: Characters of a statement that is prepared at most, and how many are by one connection. What is prepared each session
 #: keeps, on both sides: the server with a plan, which takes it 0.2 to 0.3 MB.
 _MAX_PREPARED, _PREPARED = 4096, 40
+#: Milliseconds that one waits for a table who waits for none.
+_HASTE = 100
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
@@ -416,6 +418,16 @@ class _Connection:
         except Fault:
             self.rollback()
             raise
+
+    @contextmanager
+    def hasty(self) -> Iterator[None]:
+        # Not one snapshot, which would be from before a TRUNCATE that it waits for.
+        self.begin()
+        try:
+            self.run(f"SET LOCAL lock_timeout = {_HASTE}", (), False)
+            yield
+        finally:
+            self.rollback()
 
     def commit(self) -> None:
         # What a trigger did at the very end of the transaction matters no more to it.
