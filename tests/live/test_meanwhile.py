@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,35 @@ async def test_whoever_asks_waits_for_a_step_that_went_well(served: Served, url:
     assert texts((await Rows(other, "q").ask("Notes")).rows) == ["a", "new"]
     assert len(failed) == 2
     assert texts(await everything.until(lambda rows: len(rows) == 2)) == ["a", "new"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_step_that_has_to_wait_for_its_snapshot_tells_all_that_it_sees(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of models whose changes are logged, and of those of which only this server's are seen: in one event."""
+    admin = await served.client()
+    notes, plain = await watching(served, url, admin), await Rows(admin, "plain").ask("Plain")
+    feed: Any = served.comm.zcli.live.feed
+    begin, held, gate = feed._changes.begin, threading.Event(), threading.Event()
+
+    def hold(models: Any) -> Any:
+        held.set()
+        assert gate.wait(30)
+        return begin(models)
+
+    await wait_until(lambda: not (feed.is_running or feed._is_due), "the end of a step")
+    monkeypatch.setattr(feed._changes, "begin", hold)
+    write(url, """UPDATE "Notes" SET text = 'b'""")
+    await wait_until(held.is_set, "a step")
+    await ask(admin, "create_Plain", {"values": {"text": "new"}})
+    write(url, """UPDATE "Notes" SET text = 'c'""")
+    monkeypatch.undo()
+    gate.set()
+    assert texts(await notes.until(lambda rows: texts(rows) == ["c"])) == ["c"]
+    (first,) = [event["queries"].keys() for event in events(admin) if '"c"' in str(event).replace("'", '"')]
+    assert first == {"q", "plain"} and texts(plain.now()) == ["new"]
     await served.stands()
 
 

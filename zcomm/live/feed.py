@@ -121,8 +121,10 @@ class Feed:
         self._since: dict[object, int] = {}
         #: What steps have read, by their numbers, as long as somebody may have been passed by.
         self._past: deque[tuple[int, Found]] = deque()
-        #: What has changed since the step before, as far as it was told here; by model, ``None`` for any rows.
+        #: What has changed since the step before, as far as it was told here; by model, ``None`` for any rows. And what
+        #: threads have told of since then, for the step under way.
         self._told: Keys = {}
+        self._reported: deque[tuple[str, str, Sequence[Key] | None]] = deque()
         self._all_unknown = True
         self._number = 0
         self._is_running = self._is_due = self._is_watching = False
@@ -419,17 +421,26 @@ class Feed:
     # -- what has changed
 
     def _changed_in_thread(self, model: str, action: str, keys: Sequence[Key] | None) -> None:
-        self._clock.callFromThread(self.changed, model, action, keys)
+        self._reported.append((model, action, keys))
+        self._clock.callFromThread(self._changed)
 
-    def changed(self, model: str, action: str, keys: Iterable[Key] | None) -> None:
-        """Take note of rows of ``model`` that this program may have changed; ``None`` where nobody knows which."""
-        if not self._is_watching:
-            return
-        concerned = {model} if action == "create" else self._concerned(model)
-        for name in concerned:
-            if not self.sees_all(name):
-                merge(self._told, name, None if keys is None or concerned != {model} else set(keys))
-        self._step_soon()
+    def _changed(self) -> None:
+        if self._is_watching:
+            self._step_soon()
+        else:
+            self._reported.clear()
+
+    def _take_reported(self, told: Keys) -> None:
+        """Take what rows this program has changed since that was asked last. Runs in the thread of the steps.
+
+        :param told: takes them.
+        """
+        while self._reported:
+            model, action, keys = self._reported.popleft()
+            concerned = {model} if action == "create" else self._concerned(model)
+            for name in concerned:
+                if not self.sees_all(name):
+                    merge(told, name, None if keys is None or concerned != {model} else set(keys))
 
     def _concerned(self, model: str) -> set[str]:
         """The models of which rows may change with those of ``model``: those that point to it, and so on."""
@@ -724,7 +735,9 @@ class Feed:
         names = [name for name, watched in self._watched.items() if len(watched)]
         is_whole = False
         try:
-            found: Found = yield self._thread(self._reads.find, names, told)
+            found: Found = yield self._thread(self._reads.find, names, told, self._take_reported)
+            for name, late in found.late.items():
+                merge(self._told, name, None if late is None else set(late))
             if not found.keys.keys().isdisjoint(names):
                 self._found_at = self._clock.seconds()
             is_unknown, self._all_unknown = self._all_unknown, False

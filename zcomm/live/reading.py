@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
@@ -47,6 +47,7 @@ class Found:
     :ivar members: likewise, of the models by whose rows others are in reach; those whose rows have not changed are
         missing.
     :ivar away: the models that cannot be read in this step.
+    :ivar late: the keys that are to be told of in the next step as well: the snapshot may not see these changes.
     """
 
     keys: Keys = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Found:
     member_rows: dict[str, list[Row]] = field(default_factory=dict)
     known: bool = True
     away: Collection[str] = frozenset()
+    late: Keys = field(default_factory=dict)
 
     def absorb(self, later: Found) -> None:
         """Be what has changed in this step or in a later one; rows have been let go of."""
@@ -91,13 +93,23 @@ class Reading:
         #: When they could not be read for the last time.
         self._failed_at: dict[str, float] = {}
 
-    def find(self, names: Sequence[str], told: Keys) -> Found:
-        """Begin a step: read what has changed. Its snapshot is there until the log's :meth:`~ChangeLog.end`."""
+    def find(self, names: Sequence[str], told: Keys, take: Callable[[Keys], None]) -> Found:
+        """Begin a step: read what has changed. Its snapshot is there until the log's :meth:`~ChangeLog.end`.
+
+        :param told: what was told of the changes since the step before.
+        :param take: has it take what was told since then.
+        """
         log = self._changes
         log.watch()
         others = set(self._memberships.models)
+        take(told)
         changes = log.begin({*names, *others})
-        found = Found(known=changes.known, away=changes.away)
+        # That which came while the snapshot had to wait: it may see it or not, and the log may have what came after it.
+        late: Keys = {}
+        take(late)
+        for name, keys in late.items():
+            merge(told, name, keys)
+        found = Found(known=changes.known, away=changes.away, late=late)
         #: Those whose changes are read in another way now, and by their keys again from the next time on.
         passed: list[str] = []
         try:
