@@ -1000,7 +1000,7 @@ from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.sqlite import SQLiteDatabase
 
 path, when = sys.argv[1:]
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
 connections = [database.connect() for _ in range(2)]
 for number in range(60):
@@ -1016,7 +1016,8 @@ if when == "noticed":
 for connection in connections:
     connection.close()
 print("closed", flush=True)
-signal.pause()
+signal.sigwait({signal.SIGTERM})
+sys.exit(7)
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from support.liverows import Rows, ask, serve, texts, write, writing
 from support.pgbouncer import pgbouncer
 from support.postgres import Cluster
 from support.waiting import wait_until
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
 from zcomm.live import feed as feeds
@@ -42,6 +44,8 @@ GATE = (
         IF state = 'fails' THEN RAISE division_by_zero; END IF;
         IF state = 'busy' THEN RAISE lock_not_available; END IF;
         IF state = 'slow' THEN PERFORM pg_sleep(60); END IF;
+        -- Longer than a step reads, shorter than a session may.
+        IF state = 'long' THEN PERFORM pg_sleep(2); END IF;
         RETURN true;
     END $$
     """,
@@ -78,7 +82,7 @@ async def told(url: str, notes: Rows, *several: str) -> None:
         await notes.until(lambda rows, text=text: texts(rows) == [text])
 
 
-@pytest.mark.parametrize("how", ["fails", "busy", "slow", "locked"])
+@pytest.mark.parametrize("how", ["fails", "busy", "slow", "long", "locked"])
 @pytest_twisted.ensureDeferred
 async def test_queries_whose_own_statement_fails_keep_no_others_waiting(
     tmp_path: Path, postgresql_url: str, as_owner: str, how: str
@@ -97,7 +101,7 @@ async def test_queries_whose_own_statement_fails_keep_no_others_waiting(
         await wait_until(lambda: feed._changes._read and not feed._stale, "the log")
         with psycopg.connect(url) as session:
             if how == "locked":
-                session.execute("LOCK TABLE gate")
+                await deferToThread(session.execute, "LOCK TABLE gate")
             else:
                 write(url, f"UPDATE gate SET state = '{how}'")
             change = """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'b')"""
@@ -135,6 +139,37 @@ async def test_queries_whose_own_statement_fails_keep_no_others_waiting(
 
 
 @pytest_twisted.ensureDeferred
+async def test_few_queries_are_read_beside_the_steps_at_a_time(tmp_path: Path, postgresql_url: str, as_owner: str):
+    """However many users have one that takes long: the others are read when one of these is done."""
+    url, users = postgresql_url, ("ann", "bob", "eve")
+    write(url, *GATE, """INSERT INTO "Members" (id, owner, text) VALUES (2, 'o', 'bob'), (3, 'o', 'eve')""")
+    served = await serve(tmp_path, SCHEMA, as_owner, users=users, policy=POLICY)
+    feed: Any = served.comm.zcli.live.feed
+    try:
+        admin = await served.client()
+        notes, every = await Rows(admin, "notes").ask("Notes"), []
+        for user in users:
+            client = await served.client(token=served.tokens[user])
+            every += [await Rows(client, f"q{n}").ask("Parts", where={"text__ne": f"{n}"}) for n in range(3)]
+        await wait_until(lambda: feed._changes._read and not feed._stale, "the log")
+        write(url, "UPDATE gate SET state = 'slow'")
+        await writing(url, """UPDATE "Parts" SET text = 'b'""")
+        await wait_until(lambda: sum(query.is_apart for query in feed._stale) == len(every), "all of theirs")
+        await wait_until(lambda: len(feed._beside) >= feeds.MOST_BESIDE, "reads beside the steps")
+        for text in ("b", "c", "d", "e", "f"):
+            await told(url, notes, text)
+            assert len(feed._beside) <= feeds.MOST_BESIDE
+            assert max(Counter(feed._beside.values()).values(), default=0) <= feeds.MOST_OF_ONE
+        write(url, "UPDATE gate SET state = 'open'")
+        for rows in every:
+            await rows.until(lambda found: texts(found) == ["b"])
+            assert not rows.error
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_row_or_a_field_that_cannot_be_read_ends_whoever_asks_for_it(
     tmp_path: Path, postgresql_url: str, as_owner: str
 ):
@@ -160,7 +195,7 @@ async def test_a_row_or_a_field_that_cannot_be_read_ends_whoever_asks_for_it(
         assert texts(await every.until(lambda rows: texts(rows) == ["ac"])) == ["ac"]
         await wait_until(lambda: (owner.now(), owner.error)[1], "the end of the query")
         assert owner.error == "permission_denied"
-        write(
+        await writing(
             url,
             'ALTER TABLE "Parts" ENABLE ROW LEVEL SECURITY',
             'ALTER TABLE "Parts" FORCE ROW LEVEL SECURITY',
@@ -197,7 +232,7 @@ async def test_behind_a_pooler_a_locked_table_keeps_no_others_waiting(
             notes, parts = await Rows(admin, "notes").ask("Notes"), await Rows(admin, "parts").ask("Parts")
             assert not feed.sees_all("Notes")
             with psycopg.connect(postgresql_url) as session:
-                session.execute('LOCK TABLE "Parts"')
+                await deferToThread(session.execute, 'LOCK TABLE "Parts"')
                 # Whose rows are read anew for whoever asks.
                 other.send_json({"zKey": "zLive", "zHorizontal": {"query": "p", "model": "Parts"}, "_requestId": 1})
                 await wait_until(lambda: any(query.is_apart for query in feed._stale), "a step")

@@ -16,6 +16,7 @@ from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from zcomm.data.models import Column
 from zcomm.data.requests import parse_command
@@ -86,7 +87,7 @@ async def test_a_long_read_keeps_no_rows_of_the_steps_meanwhile(
         # Until the log is held no step knows what has changed.
         await wait_until(lambda: feed._changes._read, "the log")  # type: ignore[attr-defined]
         with psycopg.connect(postgresql_url) as session:
-            session.execute('LOCK TABLE "Parts"')
+            await deferToThread(session.execute, 'LOCK TABLE "Parts"')
             other.send_json({"zKey": "zLive", "zHorizontal": {"query": "p", "model": "Parts"}, "_requestId": 1})
             await wait_until(lambda: feed._since, "a read that waits")
             for number in range(8):

@@ -15,6 +15,7 @@ from support.postgres import Cluster
 from support.served import Served
 from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.threads import deferToThread
 
 from zcomm.auth.policy import Policy
 from zcomm.data.execution import Execution
@@ -125,7 +126,7 @@ async def test_all_queries_of_a_connection_wait_for_the_one_that_is_judged_anew(
     policy = served.comm.program.permissions
     assert isinstance(policy, Policy)
     with psycopg.connect(url) as other:
-        other.execute('LOCK TABLE "Parts" IN ACCESS EXCLUSIVE MODE')
+        await deferToThread(other.execute, 'LOCK TABLE "Parts" IN ACCESS EXCLUSIVE MODE')
         of_parts = "Parts: {actions: [read], rows: {note_id: 1}}"
         policy.become(Policy.from_yaml(POLICY.replace("Parts: [read]", of_parts), "test"))
         served.comm.judge_live()
@@ -568,7 +569,7 @@ async def test_a_table_that_is_lost_ends_its_queries_and_no_others(served: Serve
     """Its rows cannot be read any more: that is said, and the queries of other models go on."""
     admin = await served.client()
     notes, parts = await Rows(admin, "notes").ask("Notes", fields=["text"]), await Rows(admin, "parts").ask("Parts")
-    write(url, 'ALTER TABLE "Parts" RENAME TO "Elsewhere"')
+    await writing(url, 'ALTER TABLE "Parts" RENAME TO "Elsewhere"')
     await ask(admin, "create_Notes", {"values": {"owner": "ann", "text": "a"}})
     await wait_until(lambda: (parts.now(), parts.error)[1] != "", "the end of the query")
     await notes.until(lambda rows: texts(rows) == ["a"])

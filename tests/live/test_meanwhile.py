@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_twisted
-from support.liverows import Rows, ask, events, serve, texts, write
+from support.liverows import Rows, ask, events, serve, texts, write, writing
 from support.postgres import Cluster
 from support.rawclient import RawClient
 from support.served import Served
@@ -401,7 +401,7 @@ async def test_a_query_that_cannot_be_read_any_more_ends_alone(served: Served, u
     admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
     await watching(served, url, admin)
     parts, hers = await Rows(admin, "parts").ask("Parts"), await Rows(ann, "hers").ask("Parts", where=where)
-    write(url, 'DROP TABLE "Members"')
+    await writing(url, 'DROP TABLE "Members"')
     for text in ("b", "c"):
         write(url, f"""UPDATE "Parts" SET text = '{text}'""")
         assert texts(await parts.until(lambda rows, text=text: rows[0]["text"] == text)) == [text]

@@ -472,8 +472,9 @@ def test_a_snapshot_stays_what_it_is(watched: Watched):
 
 
 #: A program that writes to a file until it is killed, each row in a transaction of its own and sometimes undone.
+#: It rests after each: SQLite has no queue for its lock, and two that retake it at once leave it to nobody else.
 WRITER = """
-import sqlite3, sys
+import sqlite3, sys, time
 other = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
 number = int(sys.argv[2])
 print("begun", flush=True)
@@ -485,6 +486,7 @@ while True:
     if number % 5 == 0:
         other.execute("DELETE FROM Users WHERE id % 11 = ?", (number % 11,))
     other.execute("ROLLBACK" if number % 4 == 0 else "COMMIT")
+    time.sleep(0.002)
 """
 #: One that watches a file, and renews its lease, until it is killed.
 HOLDER = """
