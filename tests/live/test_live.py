@@ -486,7 +486,7 @@ async def test_who_asks_for_what_nobody_watches_has_what_there_is_now(tmp_path: 
     served = await serve(tmp_path, SCHEMA.replace("  _model: {live: true}\n", ""), url)
     try:
         first, second = await served.client(), await served.client()
-        await Rows(first, "parts").ask("Parts")
+        await Rows(await served.client(), "parts").ask("Parts")
         gate = threading.Event()
         waiting = served.comm.zcli.live.feed._workers.run("live", gate.wait, 60)
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import pytest_twisted
 from support.liverows import Rows, ask, events, serve, texts, write, writing
 from support.postgres import Cluster
-from support.rawclient import RawClient
+from support.rawclient import Frame, Opcode, RawClient
 from support.served import Served
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
@@ -103,13 +105,15 @@ async def test_the_first_query_of_a_model_has_what_was_changed_while_it_was_read
     served: Served, url: str, monkeypatch: pytest.MonkeyPatch
 ):
     """By another program as well, in steps that no query of this model has taken part in."""
-    admin, other = await served.client(), await served.client()
+    admin = await served.client()
     everything = await watching(served, url, admin)
     for model, change in (
         ("Parts", """INSERT INTO "Parts" (id, text) VALUES (1, 'new')"""),
         ("Plain", None),
     ):
         said, let_go = slow_reads(served, monkeypatch)
+        # With no other query that this one would have to wait for.
+        other = await served.client()
         other.send_json({"zKey": "zLive", "zHorizontal": {"query": model, "model": model}, "_requestId": 1})
         await wait_until(lambda said=said: said, "what the database says")
         if change is None:
@@ -474,4 +478,80 @@ async def test_a_query_that_takes_long_is_read_for_those_who_have_it(
     write(url, """INSERT INTO "Notes" (id, text) VALUES (1, 'a')""")
     await his.until(lambda rows: len(rows) == 1)
     assert set(owners) == {"bob"}
+    await served.stands()
+
+
+@contextmanager
+def steps_held(served: Served) -> Iterator[None]:
+    """Have what steps do with the database wait."""
+    go_on = threading.Event()
+    held = served.comm.zcli.live.feed._thread(go_on.wait, 60)
+    try:
+        yield
+    finally:
+        go_on.set()
+        held.addErrback(lambda _: None)
+
+
+def states(client: RawClient, *names: str) -> list[dict[str, str]]:
+    """The text of the only row of each query, by its name, after each message of a client that tells of it."""
+    found: list[dict[str, str]] = [{}]
+    for item in client.received:
+        message = json.loads(item.payload) if isinstance(item, Frame) and item.opcode == Opcode.TEXT else {}
+        result, told = message.get("result"), message.get("queries", {})
+        if isinstance(result, dict) and result.get("query") in names:
+            found.append(found[-1] | {result["query"]: "".join(texts(result["rows"]))})
+        rows = {
+            name: told[name].get("reset") or [row for _, row in told[name]["set"]] for name in names if name in told
+        }
+        if rows:
+            found.append(found[-1] | {name: "".join(texts(each)) for name, each in rows.items()})
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_is_asked_while_a_step_begins_goes_on_together_with_the_others(served: Served, url: str):
+    """What is written once it is answered comes to all of the connection at once, whenever the step that tells of it
+    began."""
+    admin, other = await served.client(), await served.client()
+    await watching(served, url, admin)
+    feed: Any = served.comm.zcli.live.feed
+    await ask(other, "create_Parts", {"values": {"text": "a"}})
+    await wait_until(lambda: not (feed.is_running or feed._is_due), "no step")
+    with steps_held(served):
+        await ask(other, "create_Plain", {"values": {"text": "b"}})
+        await wait_until(lambda: feed.is_running, "a step that waits")
+        admin.send_json({"zKey": "zLive", "zHorizontal": {"query": "p", "model": "Parts"}, "_requestId": 77})
+        await wait_until(lambda: feed._joining, "its rows")
+        await ask(admin, "ping", None)
+        await ask(other, "update_Parts", {"where": {"id": 1}, "values": {"text": "b"}})
+        await ask(other, "update_Notes", {"where": {"id": 0}, "values": {"text": "b"}})
+    await wait_until(lambda: states(admin, "q", "p")[-1] == {"q": "b", "p": "b"}, "both")
+    assert {"q": "b", "p": "a"} not in states(admin, "q", "p")
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_is_judged_anew_while_a_step_begins_goes_on_together_with_the_others(
+    served: Served, url: str
+):
+    """Likewise, where it is another query by the rights of now."""
+    admin, ann = await served.client(), await served.client(token=served.tokens["ann"])
+    await watching(served, url, ann)
+    feed: Any = served.comm.zcli.live.feed
+    await ask(admin, "create_Parts", {"values": {"owner": "o", "text": "a"}})
+    assert (await Rows(ann, "p").ask("Parts")).rows == []
+    await wait_until(lambda: not (feed.is_running or feed._is_due), "no step")
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    with steps_held(served):
+        await ask(admin, "create_Plain", {"values": {"text": "b"}})
+        await wait_until(lambda: feed.is_running, "a step that waits")
+        policy.become(Policy.from_yaml(POLICY.partition("    Parts")[0] + "    Parts: [read]\n", "test"))
+        served.comm.judge_live()
+        await wait_until(lambda: feed._joining, "its rows")
+        await ask(admin, "update_Parts", {"where": {"id": 1}, "values": {"text": "b"}})
+        await ask(admin, "update_Notes", {"where": {"id": 0}, "values": {"text": "b"}})
+    await wait_until(lambda: states(ann, "q", "p")[-1] == {"q": "b", "p": "b"}, "both")
+    assert {"q": "b", "p": "a"} not in states(ann, "q", "p")
     await served.stands()

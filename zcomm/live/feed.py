@@ -256,6 +256,14 @@ class Feed:
         """Whether no step knows of ``query`` yet."""
         return self._coming.get(query.question) is query
 
+    def is_passed_by(self, query: Query) -> bool:
+        """Whether a step has begun since the rows of a coming ``query`` were read, which may tell of later ones: the
+        next step has it caught up. Where it is not known when one goes well nothing is to be waited for, nor with a
+        query that is behind the others anyhow."""
+        if not self.is_coming(query) or self._is_apart(query) or self.is_failing or not self._is_open:
+            return False
+        return self._is_running or self._number >= self._joining.get(query, self._number + 1)
+
     def knows(self, question: Question) -> bool:
         """Whether there is a query that asks ``question``, or one whose rows are read now."""
         if question in self._coming or question in self._reading:

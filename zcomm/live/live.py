@@ -165,7 +165,11 @@ class LiveQueries:
                     query.watchers[keeper] = owner_of(client)
                     fresh = self.feed.fresh if was_known else 0
                     continue
-                is_between = self.feed.is_running and not self.feed.is_coming(query)
+                if self.feed.is_coming(query):
+                    # The others of its connection would be ahead of it.
+                    is_between = bool(subscriber.queries) and self.feed.is_passed_by(query)
+                else:
+                    is_between = self.feed.is_running
                 if self.feed.done < fresh or is_between or query.is_stale:
                     if self.feed.is_failing:
                         raise Unavailable("The rows cannot be read now; ask again later")
@@ -323,10 +327,12 @@ class LiveQueries:
             subscription.rights = self._rights(client, asked)
             question, plan = self._question(client, asked, subscription.rights)
             query: Query = yield self.feed.ask(question, plan, owner_of(client))
+            query.watchers[subscription] = owner_of(client)
+            while self.feed.is_passed_by(query):
+                yield self.feed.when_ended()
             if subscriber.queries.get(asked.query) is not subscription or not self._is_as_before(subscription):
                 self.feed.leave(query, subscription)
                 continue
-            query.watchers[subscription] = owner_of(client)
             subscription.query = query
             subscription.is_behind = True
             return

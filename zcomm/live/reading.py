@@ -104,15 +104,15 @@ class Reading:
         others = set(self._memberships.models)
         take(told)
         changes = log.begin({*names, *others})
-        # That which came while the snapshot had to wait: it may see it or not, and the log may have what came after it.
-        late: Keys = {}
-        take(late)
-        for name, keys in late.items():
-            merge(told, name, keys)
-        found = Found(known=changes.known, away=changes.away, late=late)
+        found = Found(known=changes.known, away=changes.away)
         #: Those whose changes are read in another way now, and by their keys again from the next time on.
         passed: list[str] = []
         try:
+            # That which came while the snapshot had to wait: it may see it or not, and the log may have what came after
+            # it.
+            take(found.late)
+            for name, keys in found.late.items():
+                merge(told, name, keys)
             for name in others.difference(found.away):
                 self._find_members(name, changes.keys.get(name, ()), told.get(name, ()), found)
             for name in dict.fromkeys((*names, *changes.keys, *told)):

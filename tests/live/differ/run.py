@@ -40,6 +40,8 @@ CHANGES_RIGHTS = True
 NOT_KEPT = "cannot be asked for live"
 #: In the error of one that has more rows than one may have.
 TOO_MANY = "More than 1000 rows match"
+#: In that of one whose rows are too large together. A read may have more.
+TOO_LARGE = "Its rows come to more than 4 MiB"
 
 
 class Difference(AssertionError):
@@ -322,7 +324,8 @@ class World:
                 # It was so in between.
                 return ""
             # Those that were too many may be gone again.
-            is_right = read == query.code or (TOO_MANY in query.error and self.has_had_many)
+            is_many = TOO_MANY in query.error or TOO_LARGE in query.error
+            is_right = read == query.code or (is_many and self.has_had_many)
             return "" if is_right else f"it has ended with {query.code} ({query.error}), a read is {str(read)[:500]}"
         if isinstance(read, str):
             return f"it lives, and a read is {read}"
@@ -850,7 +853,9 @@ class World:
 
 
 def _has_too_many(query: Query, read: list[bytes] | str) -> bool:
-    """Whether a query is no more because a read has more rows than one may have."""
+    """Whether a query is no more because a read has more rows than one may have, or larger ones."""
+    if TOO_LARGE in query.error:
+        return read == "internal" if isinstance(read, str) else sum(map(len, read)) > 2 << 20
     return query.code == "invalid" and TOO_MANY in query.error and not isinstance(read, str) and len(read) > 1000
 
 
