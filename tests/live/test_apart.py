@@ -169,6 +169,85 @@ async def test_few_queries_are_read_beside_the_steps_at_a_time(tmp_path: Path, p
         await served.stop()
 
 
+#: A policy of Notes by which each of its rows takes so many seconds to be read as another table says.
+SLOWLY = (
+    "CREATE TABLE pace (seconds float)",
+    "INSERT INTO pace VALUES (0)",
+    "GRANT SELECT ON pace TO PUBLIC",
+    """
+    CREATE FUNCTION slowly() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_sleep(p.seconds) FROM public.pace AS p; RETURN true;
+    END $$
+    """,
+    'ALTER TABLE "Notes" ENABLE ROW LEVEL SECURITY',
+    'ALTER TABLE "Notes" FORCE ROW LEVEL SECURITY',
+    'CREATE POLICY n ON "Notes" USING (slowly())',
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_queries_that_wait_for_a_lock_leave_others_their_turn(tmp_path: Path, postgresql_url: str, as_owner: str):
+    """However many they are, and also where one of their users has the other query, too."""
+    url = postgresql_url
+    write(url, *GATE, *SLOWLY, """INSERT INTO "Members" (id, owner, text) VALUES (2, 'o', 'bob')""")
+    policy = POLICY + "    Notes: [read]\n"
+    served = await serve(tmp_path, SCHEMA, as_owner, users=("ann", "bob"), policy=policy)
+    feed: Any = served.comm.zcli.live.feed
+    try:
+        ann, bob = await served.client(token=served.tokens["ann"]), await served.client(token=served.tokens["bob"])
+        await Rows(ann, "notes").ask("Notes")
+        notes = await Rows(await served.client(), "notes").ask("Notes")
+        every = [
+            await Rows(client, f"q{n}").ask("Parts", where={"text__ne": f"{n}"})
+            for client in (ann, bob)
+            for n in range(30)
+        ]
+        await wait_until(lambda: feed._changes._read and not feed._stale, "the log")
+        with psycopg.connect(url) as session:
+            await deferToThread(session.execute, "LOCK TABLE gate")
+            await writing(url, 'DELETE FROM "Parts"', """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'b')""")
+            await wait_until(lambda: sum(query.is_apart for query in feed._stale) == len(every), "all of theirs")
+            write(url, "UPDATE pace SET seconds = 0.2")
+            for query in feed._watched["Notes"].queries.values():
+                query.took = 0.2
+                feed._outdate(query)
+            for text in ("b", "c", "d"):
+                await told(url, notes, text)
+            session.rollback()
+        for rows in every:
+            await rows.until(lambda found: texts(found) == ["b"])
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_for_a_slow_query_that_changes_all_the_time_is_answered(
+    tmp_path: Path, postgresql_url: str, as_owner: str
+):
+    """Though at the end of each step its rows are to be read anew, as Python does not know their order."""
+    url = postgresql_url
+    write(url, *SLOWLY, 'ALTER TABLE "Notes" ALTER owner TYPE text COLLATE "en-x-icu"', "UPDATE pace SET seconds = 0.2")
+    served = await serve(tmp_path, SCHEMA, as_owner, policy=POLICY)
+    feed: Any = served.comm.zcli.live.feed
+    try:
+        admin, late = await served.client(), await served.client()
+        notes = await Rows(admin, "notes").ask("Notes", order_by="owner")
+        await wait_until(lambda: feed._changes._read and not feed._stale, "the log")
+        replies: list[Any] = []
+        number = 0
+        while not replies:
+            number += 1
+            await writing(url, f"""UPDATE "Notes" SET text = '{number}'""")
+            if number == 10:
+                late.call("zLive", {"query": "late", "model": "Notes", "order_by": "owner"}).addCallback(replies.append)
+        assert int(replies[0]["result"]["rows"][0]["text"]) >= 10
+        await notes.until(lambda rows: texts(rows) == [str(number)])
+        await served.stands()
+    finally:
+        await served.stop()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_row_or_a_field_that_cannot_be_read_ends_whoever_asks_for_it(
     tmp_path: Path, postgresql_url: str, as_owner: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -554,4 +555,37 @@ async def test_a_query_that_is_judged_anew_while_a_step_begins_goes_on_together_
         await ask(admin, "update_Notes", {"where": {"id": 0}, "values": {"text": "b"}})
     await wait_until(lambda: states(ann, "q", "p")[-1] == {"q": "b", "p": "b"}, "both")
     assert {"q": "b", "p": "a"} not in states(ann, "q", "p")
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_that_is_judged_anew_before_a_step_begins_is_ahead_of_no_other(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Its rows are read at once, and told once the others have these changes as well."""
+    ann = await served.client(token=served.tokens["ann"])
+    await watching(served, url, ann)
+    feed: Any = served.comm.zcli.live.feed
+    write(url, """INSERT INTO "Parts" (id, owner, text) VALUES (1, 'o', 'a')""")
+    assert (await Rows(ann, "p").ask("Parts")).rows == []
+    # Nothing is looked for meanwhile.
+    monkeypatch.setattr(feed._looks, "f", lambda: None)
+    monkeypatch.setattr(feed, "_look_soon", lambda: None)
+    await wait_until(lambda: not (feed.is_running or feed._is_due or feed._is_looking or feed._hurried), "no step")
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as session, session:
+            session.execute("UPDATE Parts SET text = 'b'")
+            session.execute("UPDATE Notes SET text = 'b'")
+    else:
+        with psycopg.connect(url) as session:
+            session.execute("""UPDATE "Parts" SET text = 'b'""")
+            session.execute("""UPDATE "Notes" SET text = 'b'""")
+    policy = served.comm.program.permissions
+    assert isinstance(policy, Policy)
+    policy.become(Policy.from_yaml(POLICY.partition("    Parts")[0] + "    Parts: [read]\n", "test"))
+    served.comm.judge_live()
+    await wait_until(lambda: states(ann, "q", "p")[-1].get("p"), "an event")
+    assert states(ann, "q", "p")[-1] == {"q": "b", "p": "b"}
+    assert {"q": "a", "p": "b"} not in states(ann, "q", "p")
+    monkeypatch.undo()
     await served.stands()

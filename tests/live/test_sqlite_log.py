@@ -433,6 +433,33 @@ def test_its_own_triggers_are_no_matter_to_a_store(url: str, tmp_path: Path):
         log.rest()
 
 
+@pytest.mark.parametrize("is_live", [False, True])
+def test_the_log_is_made_beside_a_view(is_live: bool, tmp_path: Path):
+    """Where a model is a view any table may be what it looks at, but for those of the log."""
+    live = ", _model: {live: true}" if is_live else ""
+    schema = load_schema(SCHEMA + f"Seen: {{id: {{type: int, pk: true}}, email: str{live}}}\n")
+    path = tmp_path / "data.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript(TABLES + "CREATE VIEW Seen AS SELECT id, email FROM Users;")
+        database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
+        execution = _execution(database, schema)
+        log = SQLiteLog(database, lambda: execution.schema, execution.pool.connection)
+        reasons = log.prepare(list(schema.models.values()))
+        assert reasons["Users"] == "" and (not is_live or reasons["Seen"])
+        log.watch()
+        assert not step(log).known
+        assert _do(execution, "read", "Seen") == []
+        other.execute("INSERT INTO Users VALUES (1, 'a', 1)")
+        assert log.changed()
+        assert keys(log) == {"Users": {1}}
+        compared = database._file and database._file.comparisons
+        other.execute("CREATE TABLE more (id INTEGER PRIMARY KEY)")
+        assert len(_do(execution, "read", "Seen")) == 1
+        assert (database._file and database._file.comparisons) != compared
+        log.close()
+        execution.pool.close()
+
+
 def test_texts_that_are_ordered_by_code_point(tmp_path: Path):
     """Only those of a column for texts that SQLite compares byte by byte are."""
     path = tmp_path / "data.sqlite3"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from operator import itemgetter
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -52,6 +54,8 @@ SLOW_REST = 4.0
 LATE = 3
 #: How many are read beside steps at a time, and how many of them for one user.
 MOST_BESIDE, MOST_OF_ONE = 4, 2
+#: How many of those who have a query are looked at for whose work its read is.
+SOME = 8
 #: How many steps are told apart for those whose rows are read meanwhile.
 MOST_PAST = 100
 #: Rows that are made at once.
@@ -139,6 +143,9 @@ class Feed:
         #: next step: their rows with the seconds that it took, and the number of the first step that may have passed
         #: them by.
         self._beside: dict[Query, Any] = {}
+        #: How many were read so, and by user the number of the last one.
+        self._reads_beside = 0
+        self._turns: dict[Any, int] = {}
         self._renewals: list[tuple[Query, int, tuple[list[Entry], float] | Failure]] = []
         #: The models that could not be read in the last step.
         self._away: Collection[str] = frozenset()
@@ -252,17 +259,28 @@ class Feed:
         """Fires at the end of the next step, before another one begins."""
         return self._ending.add()
 
+    def step(self) -> Deferred[None]:
+        """Have a step begin soon where none is under way. Fires at its end, before another one begins."""
+        self._step_soon()
+        return self._ending.add()
+
     def is_coming(self, query: Query) -> bool:
         """Whether no step knows of ``query`` yet."""
         return self._coming.get(query.question) is query
 
+    def is_joining(self, query: Query) -> bool:
+        """Whether the next step has a coming ``query`` at the same snapshot as the others. Where it is not known when
+        one goes well nothing is to be waited for, nor with a query that is behind the others anyhow."""
+        return self.is_coming(query) and not self.is_read_beside(query) and not self.is_failing and self._is_open
+
     def is_passed_by(self, query: Query) -> bool:
-        """Whether a step has begun since the rows of a coming ``query`` were read, which may tell of later ones: the
-        next step has it caught up. Where it is not known when one goes well nothing is to be waited for, nor with a
-        query that is behind the others anyhow."""
-        if not self.is_coming(query) or self._is_apart(query) or self.is_failing or not self._is_open:
-            return False
-        return self._is_running or self._number >= self._joining.get(query, self._number + 1)
+        """Whether a step has begun since the rows of one that is joining were read: it may tell of later ones."""
+        is_later = self._is_running or self._number >= self._joining.get(query, self._number + 1)
+        return is_later and self.is_joining(query)
+
+    def is_read_beside(self, query: Query) -> bool:
+        """Whether a query is read beside steps, as it would keep them waiting, or make them fail."""
+        return query.took > STEP_SECONDS or query.is_apart
 
     def knows(self, question: Question) -> bool:
         """Whether there is a query that asks ``question``, or one whose rows are read now."""
@@ -614,12 +632,8 @@ class Feed:
         return [
             query
             for query in self._stale
-            if not self._is_apart(query) and query not in self._beside and not self._is_away(query)
+            if not self.is_read_beside(query) and query not in self._beside and not self._is_away(query)
         ]
-
-    def _is_apart(self, query: Query) -> bool:
-        """Whether a query is read beside steps, as it would keep them waiting, or make them fail."""
-        return query.took > STEP_SECONDS or query.is_apart
 
     def _unknown(self) -> list[Membership]:
         """The conditions on other models of which a step is to read which rows they find."""
@@ -629,29 +643,40 @@ class Feed:
         """Whether a table is locked that the database would look at for the rows of ``query``."""
         return bool(self._away) and (query.question.model in self._away or not query.depends.isdisjoint(self._away))
 
-    def _startable(self) -> list[Query]:
-        """The queries that are to be read beside steps now: few at a time, which leaves room for commands, and the ones
-        that have waited for longest first."""
+    def _startable(self) -> list[tuple[Query, Any]]:
+        """The queries that are to be read beside steps now, each with the watcher whose work that is: few at a time,
+        which leaves room for commands; first those of whoever's turn was longest ago, and of these the ones that have
+        waited for longest."""
         now = self._clock.seconds()
         owners = Counter(self._beside.values())
-        found: list[Query] = []
+        if len(self._beside) >= MOST_BESIDE:
+            return []
+        turns = self._turns
+        ready: list[tuple[int, Query, Any]] = []
         for query in self._stale:
-            if len(self._beside) + len(found) >= MOST_BESIDE:
-                break
-            if not self._is_apart(query) or query.rests_until > now or query in self._beside:
+            if not self.is_read_beside(query) or query.rests_until > now or query in self._beside:
                 continue
             if not query.watchers or query.fault or self._is_away(query):
                 continue
-            owner = next(iter(query.watchers.values()))
-            if owners[owner] < MOST_OF_ONE:
+            some = islice(query.watchers.items(), SOME)
+            turn, watcher = min(((turns.get(owner, 0), each) for each, owner in some), key=itemgetter(0))
+            ready.append((turn, query, watcher))
+        ready.sort(key=itemgetter(0))
+        found: list[tuple[Query, Any]] = []
+        for _, query, watcher in ready:
+            owner = query.watchers[watcher]
+            if owners[owner] < MOST_OF_ONE and len(self._beside) + len(found) < MOST_BESIDE:
                 owners[owner] += 1
-                found.append(query)
+                found.append((query, watcher))
         return found
 
     def _read_beside(self) -> None:
         """Read anew those that take long, or at which a step has failed, which keeps no step waiting; each once it has
         rested."""
-        for query in self._startable():
+        startable = self._startable()
+        if not startable and not self._beside:
+            self._turns.clear()
+        for query, watcher in startable:
             if query.took > STEP_SECONDS and not query.is_slow:
                 query.is_slow = True
                 text = "a live query of {model} takes {seconds:.2f} s; it is read beside the steps and behind them"
@@ -659,10 +684,12 @@ class Feed:
             mark = object()
             since = self._since[mark] = self._number + 1
             watched = self._watched[query.question.model]
-            # That of those who have it, in turn.
-            watcher, owner = next(iter(query.watchers.items()))
-            del query.watchers[watcher]
+            # In turn.
+            owner = query.watchers.pop(watcher)
             query.watchers[watcher] = self._beside[query] = owner
+            self._reads_beside += 1
+            self._turns[owner] = self._reads_beside
+            query.begun_at = self._clock.seconds()
             self._rows_of_query(query, watched, owner, False).addBoth(self._has_read, query, mark, since)
 
     def _has_read(self, result: Any, query: Query, mark: object, since: int) -> None:
@@ -688,6 +715,10 @@ class Feed:
                 query.failures += is_own
                 rest = min(RETRY * 2**query.failures, MAX_RETRY) if is_own else 1.0
                 query.rests_until = now + max(rest, SLOW_REST * query.took)
+                if query in self._stale:
+                    # Others have waited for longer.
+                    del self._stale[query]
+                    self._stale[query] = None
                 if query.failures >= TRIES or not (kind or error.retryable):
                     text = "a live query of {model} ends, as its rows cannot be read: {error}"
                     self._log.warn(text, model=query.question.model, error=error)
@@ -697,6 +728,7 @@ class Feed:
                 self._end_query(query, InternalError("It could not be read anew"))
         else:
             entries, query.took = result
+            query.read_at = query.begun_at
             query.is_slow = query.took > STEP_SECONDS
             query.late = query.late + 1 if query.took > QUERY_SECONDS else 0
             query.rests_until = now + SLOW_REST * query.took

@@ -148,7 +148,7 @@ class LiveQueries:
         hold: Hold | None = None
         query: Query | None = None
         # What was changed by this program before it was asked is in the rows.
-        fresh = 0
+        fresh, begun = 0, self._reactor.seconds()
         keeper = Subscription(subscriber, asked, self._rights(client, asked))
         try:
             while True:
@@ -170,7 +170,9 @@ class LiveQueries:
                     is_between = bool(subscriber.queries) and self.feed.is_passed_by(query)
                 else:
                     is_between = self.feed.is_running
-                if self.feed.done < fresh or is_between or query.is_stale:
+                # One that is read beside the steps may be so all the time.
+                is_old = query.is_stale and not (self.feed.is_read_beside(query) and query.read_at >= begun)
+                if self.feed.done < fresh or is_between or is_old:
                     if self.feed.is_failing:
                         raise Unavailable("The rows cannot be read now; ask again later")
                     yield self.feed.when_ended()
@@ -328,8 +330,9 @@ class LiveQueries:
             question, plan = self._question(client, asked, subscription.rights)
             query: Query = yield self.feed.ask(question, plan, owner_of(client))
             query.watchers[subscription] = owner_of(client)
-            while self.feed.is_passed_by(query):
-                yield self.feed.when_ended()
+            while self.feed.is_joining(query):
+                # The others of its connection go on together with it.
+                yield self.feed.step()
             if subscriber.queries.get(asked.query) is not subscription or not self._is_as_before(subscription):
                 self.feed.leave(query, subscription)
                 continue

@@ -54,6 +54,8 @@ class Query:
     :ivar is_slow: whether it is known for one that takes long.
     :ivar is_apart: whether a step has failed at it, or at one of its model, and it was not read since.
     :ivar rests_until: the time before which they are not read again where that is long or has failed.
+    :ivar begun_at: when the read of its rows beside steps began that was the last one.
+    :ivar read_at: when the read began that they are of, where that was beside steps.
     :ivar late: how often in a row its rows took too long to be read anew beside steps.
     :ivar failures: how often in a row they could not be read there.
     :ivar fault: why it cannot go on; empty where it can.
@@ -76,7 +78,7 @@ class Query:
         self.depends = frozenset(name for name, _ in self.memberships) if self.memberships else _NOTHING
         self.watchers: dict[Any, Any] = {}
         self.is_stale = self.is_slow = self.is_apart = False
-        self.took = self.rests_until = 0.0
+        self.took = self.rests_until = self.begun_at = self.read_at = 0.0
         self.late = self.failures = 0
         self.fault = ""
         kinds = {model.fields[name].kind.name for name in model.key}

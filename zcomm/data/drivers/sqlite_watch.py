@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
-from zcomm.data.drivers.sqlite_catalog import is_live_trigger
+from zcomm.data.drivers.sqlite_catalog import LIVE_TABLES, is_live_trigger
 from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
 __all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight", "identity_of", "reason_of"]
@@ -40,7 +40,7 @@ class Compared(NamedTuple):
     :ivar number: SQLite's own for all its tables, which each change of one changes; :data:`UNKNOWN` to look again.
     :ivar names: of the tables, in small letters.
     :ivar statements: by which these, their indexes and triggers were made; and all others, where one is a view. Without
-        the triggers that log changes for live queries.
+        the log of changes for live queries and the triggers that write it.
     """
 
     number: int
@@ -56,6 +56,7 @@ class Compared(NamedTuple):
             for row in raw.execute(_STATEMENTS)
             if row[0] != "trigger" or not is_live_trigger(*row[2:])
         ]
+        found = [(row, table) for row, table in found if table not in LIVE_TABLES]
         if not any(row[0] == "view" and table in names for row, table in found):
             found = [(row, table) for row, table in found if table in names]
         return cls(number, names, frozenset(row for row, _ in found))
