@@ -63,7 +63,7 @@ class World:
         self.directory = Path(tempfile.mkdtemp(prefix="zlive"))
         self.has_had_many = False
         self.step = self.mark = self.number = self.changes_of_rights = 0
-        self.log: deque[str] = deque(maxlen=14)
+        self.log: deque[str] = deque(maxlen=20)
         self.watchers: list[Watcher] = []
         self.held: list[tuple[int, Foreign, set[str], int]] = []
         self.foreign: list[Foreign] = []
@@ -368,8 +368,14 @@ class World:
                     f"{query.model}: {'; '.join(fields)}",
                     "the last writes:",
                     *(f"  {line[:600]}" for line in self.log),
-                    "the last events that tell of it:",
-                    *(f"  {line[:1500]}" for line in client.told if f'"{query.name}":' in line or "closed" in line),
+                    "the last messages about it:",
+                    *(
+                        f"  {line[:1500]}"
+                        for line in client.told
+                        if f'"{query.name}"' in line or line.startswith(("closed", "connected"))
+                    ),
+                    "the last steps told:",
+                    *(f"  {line[:120]}" for line in client.told[-10:]),
                     self._tail(),
                 ]
             )
@@ -683,8 +689,10 @@ class World:
         for model in self.models:
             found = self.root.call(f"read_{model.name}", {"fields": [each.name for each in model.key]})
             if len(found.get("result", ())) > 80 and not self.held:
-                self.root.call(f"delete_{model.name}", {"all": True})
-                self.log.append(f"{self.step} zcomm root: delete all of {model.name}")
+                answer = self.root.call(f"delete_{model.name}", {"all": True})
+                self.log.append(f"{self.step} zcomm root: delete all of {model.name} -> {answer}")
+                if self.second is not None:
+                    self._missed(model)
 
     # -- what else happens
 
@@ -734,6 +742,7 @@ class World:
 
     def _leave_and_come_back(self) -> None:
         client = self.dice.choice(self.clients)
+        self.log.append(f"{self.step} {client.user} asks again")
         if self.dice.random() < 0.7:
             client.close()
         if self.dice.random() < 0.6:
@@ -800,6 +809,7 @@ class World:
             elif what < 0.93:
                 client = self.dice.choice(self.clients)
                 client.is_slow = not client.is_slow and len(self.clients) > 1
+                self.log.append(f"{self.step} {client.user} is {'slow' if client.is_slow else 'slow no more'}")
             elif what < 0.94:
                 self._ask_again_when_quiet()
             elif what < 0.955:

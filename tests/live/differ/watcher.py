@@ -149,6 +149,7 @@ class Watcher:
         self.close()
         port, token = self._reach(self.user)
         self._client = BlockingRawClient(port, token=token, receive_buffer=4096 if small else None)
+        self._note(f"connected, {'small' if small else 'large'}")
         self.is_slow, self.step = False, 0
 
     def close(self) -> None:
@@ -239,6 +240,7 @@ class Watcher:
         number = f"{self.user}-{self._ids}"
         if asking is not None:
             self._asking[number] = asking
+            self._note(f"asks {number} {key} {json.dumps(horizontal)}")
         try:
             self._client.send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
         except OSError:
@@ -286,7 +288,7 @@ class Watcher:
         if frame.opcode == Opcode.PING:
             self._client.send_frame(Opcode.PONG, frame.payload)
         if frame.opcode == Opcode.CLOSE:
-            self.told.append(f"closed: {frame.close_code} {frame.close_reason}")
+            self._note(f"closed: {frame.close_code} {frame.close_reason}")
         if frame.opcode != Opcode.TEXT:
             return
         message = json.loads(frame.payload)
@@ -295,11 +297,15 @@ class Watcher:
             self._answers[number] = frame.payload
             _, asked = self._asking.pop(number, ("", None))
             if asked is not None:
+                self._note(frame.payload.decode())
                 self._replied(asked, frame.payload)
         elif message.get("event") == "live":
-            self.told.append(frame.payload.decode())
-            del self.told[:-20]
+            self._note(frame.payload.decode())
             self._event(msgspec.json.decode(frame.payload, type=_Event))
+
+    def _note(self, line: str) -> None:
+        self.told.append(line)
+        del self.told[:-40]
 
     def _event(self, event: _Event) -> None:
         assert event.step > self.step, f"step {event.step} after {self.step}"
