@@ -27,8 +27,9 @@ from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
 from zcomm.config import Config, make_data_directory
-from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import ConfigError, NotListening, Unavailable
+from zcomm.engines.choice import engine_from
+from zcomm.engines.nodes import Nodes
+from zcomm.errors import ConfigError, NotListening, Unavailable, ZCommError
 from zcomm.host import Host, HostCrud, HostDispatcher, HostPermissions
 from zcomm.host.line import Runner
 from zcomm.host.program import Program
@@ -134,9 +135,9 @@ class zComm(MultiService):
         self._given = config
         self._in_loop = in_loop
         config = self.config
-        # Its time becomes another further below.
-        self.engine: IEngine = MemoryEngine(config.websocket.limits.history_memory, lambda: reactor.seconds())
+        self.engine: IEngine = engine_from(config.engine, config.websocket.limits, reactor)
         self.engine.setServiceParent(self)
+        self.nodes = Nodes(self.engine, reactor, self._missed)
         # The environment may be one that cannot be used when the end has come.
         self._shutdown_timeout = config.websocket.limits.shutdown_timeout
         self.program = Program(config, reactor, zcli.schema if isinstance(zcli, Host) else None, zcli)
@@ -147,6 +148,10 @@ class zComm(MultiService):
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
         self.websockets: list[zBifrost] = []
+        self.nodes.on("end_sessions", self._end_sessions)
+        self.nodes.on("judge_live", lambda _: self._judge_live())
+        self.nodes.on("subscribe", lambda body: self.topics.subscribe(*body))
+        self.nodes.on("unsubscribe", lambda body: self.topics.unsubscribe(*body))
         self._made = 0
         self._manager: ServiceManager | None = None
         #: Held from the start to the end where the data is zComm's own.
@@ -376,21 +381,40 @@ class zComm(MultiService):
         return maybeDeferred(lambda: self.engine.tell(Broadcast(encode_text(message), sender=sender)))
 
     def end_sessions(self, user: str) -> int:
-        """End the connections of ``user`` at all servers now: ``Session expired``, with close code 1008 for a token
-        that zComm knows to be gone. Otherwise it is 1013: the client comes back, and its token is checked anew.
+        """End the connections of ``user`` at all servers now, those of other processes on the same engine included:
+        ``Session expired``, with close code 1008 for a token that zComm knows to be gone. Otherwise it is 1013: the
+        client comes back, and its token is checked anew.
 
         Whose token is gone is found out within a minute anyway. This is for at once: take the token away, then call it.
 
         :param user: the name of the identity.
-        :returns: how many connections are ended.
+        :returns: how many connections of this process are ended.
         """
+        self.nodes.tell("end_sessions", user)
+        return self._end_sessions(user)
+
+    def _end_sessions(self, user: str) -> int:
         return sum(bifrost.close_clients(lambda client: client.identity.name == user) for bifrost in self.websockets)
 
     def judge_live(self) -> None:
-        """Judge live queries by the rights of now: who has no right any more to rows that it hears of hears no more of
-        them. At a SIGHUP it is done by itself; each step judges those whom it tells something anyway."""
+        """Judge live queries by the rights of now, at all processes on the same engine: who has no right any more to
+        rows that it hears of hears no more of them. At a SIGHUP it is done by itself; each step judges those whom it
+        tells something anyway."""
+        self.nodes.tell("judge_live")
+        self._judge_live()
+
+    def _judge_live(self) -> None:
         if isinstance(self.zcli, Host):
             self.zcli.judge_live()
+
+    def _missed(self) -> None:
+        """Go by what holds now, where what other processes said was lost."""
+        for read in (self.program.reload, self.topics.reload):
+            try:
+                read()
+            except ZCommError as error:
+                self._log.error("not read anew, what was read before still holds: {reason}", reason=str(error))
+        self._judge_live()
 
     # -- topics
 
@@ -435,13 +459,25 @@ class zComm(MultiService):
         return self.topics.members(topic)
 
     def subscribe(self, topic: str, to: str) -> Deferred[int]:
-        """Subscribe the connections that the user ``to`` has now; a Deferred of how many come in. See
-        :meth:`zcomm.topics.topics.Topics.subscribe`."""
-        return self.topics.subscribe(topic, to)
+        """Subscribe the connections that the user ``to`` has now, at all processes on the same engine; a Deferred of
+        how many come in. See :meth:`zcomm.topics.topics.Topics.subscribe`."""
+
+        def counted(results: list[tuple[bool, Any]]) -> int:
+            (is_done, here), (_, elsewhere) = results
+            if not is_done:
+                here.raiseException()
+            return int(here + sum(each for each in elsewhere if isinstance(each, int)))
+
+        asking: list[Deferred[Any]] = [
+            maybeDeferred(self.topics.subscribe, topic, to),
+            self.nodes.ask("subscribe", [topic, to]),
+        ]
+        return DeferredList(asking, consumeErrors=True).addCallback(counted)
 
     def unsubscribe(self, topic: str, to: str | None = None) -> int:
-        """End the subscriptions of the user ``to``, or of everybody; returns how many. See
-        :meth:`zcomm.topics.topics.Topics.unsubscribe`."""
+        """End the subscriptions of the user ``to``, or of everybody, at all processes on the same engine; returns how
+        many of this process. See :meth:`zcomm.topics.topics.Topics.unsubscribe`."""
+        self.nodes.tell("unsubscribe", [topic, to])
         return self.topics.unsubscribe(topic, to)
 
     # -- local services
@@ -468,9 +504,16 @@ class zComm(MultiService):
         self.engine.tell(Broadcast(encode_text(event)))
         if isinstance(self.zcli, Host) and status["running"] and name == self.config.database_service:
             # It may have another port than before.
-            self.zcli.move_data(self._database_url(name))
+            self.zcli.move_data(self._url_of(name))
+        if status["running"] and name == self.config.engine_service:
+            self._connect_engine(name)
 
-    def _database_url(self, service: str) -> str:
+    def _connect_engine(self, name: str) -> None:
+        connect_to = getattr(self.engine, "connect_to", None)
+        if connect_to is not None:
+            connect_to(self._url_of(name))
+
+    def _url_of(self, service: str) -> str:
         url: str = self.get_service_connection_info(service)["connection_string"]
         return url
 
@@ -656,9 +699,9 @@ class zComm(MultiService):
 
     @property
     def wanted_services(self) -> list[str]:
-        """The services that the configuration names, the one behind the database among them."""
+        """The services that the configuration names, those behind the engine and the database among them."""
         config = self.config
-        return list(dict.fromkeys([*config.services, *filter(None, [config.database_service])]))
+        return list(dict.fromkeys([*config.services, *filter(None, [config.engine_service, config.database_service])]))
 
     def check_below(self) -> None:
         """Look for what would make :meth:`start_below` fail and can be known with no service touched.
@@ -683,9 +726,22 @@ class zComm(MultiService):
         self.check_below()
         self._begin()
         if self.wanted_services:
-            yield self.services_manager.start_all(self.wanted_services, self._start_data)
+            yield self.services_manager.start_all(self.wanted_services, self._start_parts)
         else:
-            yield self._start_data()
+            yield self._start_parts()
+
+    @inlineCallbacks
+    def _start_parts(self) -> Any:
+        name = self.config.engine_service
+        if name is not None:
+            self._connect_engine(name)
+        connected = getattr(self.engine, "connected", None)
+        if connected is not None:
+            try:
+                yield connected()
+            except Unavailable as error:
+                raise ConfigError("--engine", str(error)) from None
+        yield self._start_data()
 
     @inlineCallbacks
     def _start_data(self) -> Any:
@@ -693,7 +749,7 @@ class zComm(MultiService):
             url = None
             if self.config.database_service is not None:
                 self._drop_session_variables()
-                url = self._database_url(self.config.database_service)
+                url = self._url_of(self.config.database_service)
             yield self.zcli.start_data(url)
 
     def _drop_session_variables(self) -> None:

@@ -198,6 +198,12 @@ def threads_from(environ: Mapping[str, str], option: str | None = None) -> int:
     return thread_count("ZCOMM_THREADS", text) if text else DEFAULT_THREADS
 
 
+def engine_from_environ(environ: Mapping[str, str], option: str | None = None) -> str:
+    """The URL of the engine: ``--engine``, ``ZCOMM_ENGINE``; empty for memory."""
+    url = (environ.get("ZCOMM_ENGINE", "") if option is None else option).strip()
+    return "" if url == "memory" else url
+
+
 def split_endpoint(description: str) -> tuple[list[str], dict[str, str]]:
     """The parts of a Twisted endpoint description: those by place, its kind first, and those by name, unescaped."""
     by_place: list[str] = []
@@ -556,6 +562,8 @@ class Config:
     :ivar topics: the file of the kinds of topics; without one, and where the program declares none, every name is one.
     :ivar services: services to start with the server.
     :ivar declarations: YAML files that declare further services.
+    :ivar engine: the URL of the engine that carries topics and broadcasts between processes, ``service:redis``, or
+        empty for one process alone.
     :ivar threads: how many plain functions and commands run at once, each in a worker thread.
     """
 
@@ -570,6 +578,7 @@ class Config:
     topics: Path | None = None
     services: tuple[str, ...] = ()
     declarations: tuple[Path, ...] = ()
+    engine: str = ""
     threads: int = DEFAULT_THREADS
 
     def __post_init__(self) -> None:
@@ -581,7 +590,12 @@ class Config:
 
         :raises ConfigError: naming the variable.
         """
-        return cls(data_directory(environ), WebSocketConfig.from_environ(environ), threads=threads_from(environ))
+        return cls(
+            data_directory(environ),
+            WebSocketConfig.from_environ(environ),
+            engine=engine_from_environ(environ),
+            threads=threads_from(environ),
+        )
 
     @property
     def demo(self) -> bool:
@@ -592,6 +606,12 @@ class Config:
     def database_service(self) -> str | None:
         """The managed service the database is, or ``None`` for a database that zComm does not run itself."""
         prefix, _, name = self.database.partition(":")
+        return name if prefix == "service" else None
+
+    @property
+    def engine_service(self) -> str | None:
+        """The managed service the engine is, or ``None``."""
+        prefix, _, name = self.engine.partition(":")
         return name if prefix == "service" else None
 
     @property

@@ -44,6 +44,7 @@ __all__ = [
     "MAX_REQUEST_ID",
     "MIN_REQUEST_ID",
     "Members",
+    "NodeListener",
     "NO_FIELD_RIGHTS",
     "Outcome",
     "Permissions",
@@ -476,18 +477,26 @@ class Slice(NamedTuple):
 class Change(NamedTuple):
     """A connection that has come into a topic, has left it, or says something else of itself.
 
-    :ivar version: of the topic's presence after it.
+    :ivar since: the version of the topic's presence before it.
+    :ivar version: the one after it.
     :ivar connection: its id, unique in all processes.
     :ivar state: what it says of itself, as JSON; ``None`` where it has left.
     :ivar before: how many connections its user had there before.
+    :ivar after: how many it has there now.
+    :ivar users: how many users are there now.
+    :ivar connections: how many connections those have.
     :ivar is_named: whether it is among those that are named.
     """
 
+    since: int
     version: int
     connection: str
     user: str
     state: bytes | None
     before: int
+    after: int
+    users: int
+    connections: int
     is_named: bool = True
 
 
@@ -525,14 +534,30 @@ class TopicListener(Protocol):
     """A node, as an engine sees it: what it has said that it listens to."""
 
     def message(self, topic: str, position: Position | None, fragment: bytes, origin: str, teller: Any) -> None:
-        """Deliver a message. Those of a topic come in the order of their offsets.
+        """Deliver a message. Those of a topic come in the order of their offsets, each one higher than the last, unless
+        :meth:`moved` says so.
 
-        :param position: ``None`` for a topic that keeps none.
-        :param teller: whose time it takes, where it was published in this process.
+        :param position: ``None`` for a topic that keeps none. Its epoch may be another one than that of the message
+            before, which is part of that numbering too then.
+        :param teller: whose time it takes, where the engine knows.
+        """
+
+    def moved(self, topic: str, position: Position, reason: str) -> None:
+        """Note that what follows in a topic does not follow what was delivered.
+
+        :param position: behind the newest message there is.
+        :param reason: why, as in :class:`Slice`.
         """
 
     def presence(self, topic: str, change: Change, teller: Any) -> None:
-        """Note that somebody has come or gone, or says something else."""
+        """Note that somebody has come into a topic that is listened to or has gone, or says something else."""
+
+    def came_or_went(self, topic: str, change: Change) -> None:
+        """Note a change of any topic that this process has brought about, and no other tells of: in all of them it is
+        told once."""
+
+    def engine_state(self, state: str) -> None:
+        """Note that the engine is away for more than a moment (``degraded``), or is back (``ok``)."""
 
 
 class Listener(Protocol):
@@ -544,6 +569,16 @@ class Listener(Protocol):
 
     def tell(self, message: Broadcast) -> int:
         """Send ``message`` to those of its clients whom it is for; returns how many those are."""
+
+
+class NodeListener(Protocol):
+    """A process, as an engine sees it, to which others may have something to say."""
+
+    def heard(self, node: str, message: bytes) -> None:
+        """Take a message of another node."""
+
+    def missed(self) -> None:
+        """Note that messages of other nodes were lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -666,6 +701,17 @@ class IEngine(IService):
         :return: the number of clients of this process that it is for.
         """
 
+    def cast(message: bytes, node: str | None = None) -> None:  # noqa: N805 (an interface has no self)
+        """Tell all other nodes, or one of them: in order, each once, or that they have missed some."""
+
+    def nodes() -> list[str]:
+        """The ids of the other nodes that are there."""
+
+    def listen_to_nodes(listener: NodeListener) -> None:  # noqa: N805 (an interface has no self)
+        """Tell ``listener`` what other nodes say."""
+
+    is_shared = Attribute("Whether other processes may share it: it numbers topics by itself then.")
+
     node = Attribute("The id of this process among those that share the engine: the begin of ids of its connections.")
 
     def deliver(listener: TopicListener) -> None:  # noqa: N805 (an interface has no self)
@@ -675,7 +721,14 @@ class IEngine(IService):
         """Deliver the messages and the presence of ``topic`` from now on. Each call is undone by one of
         :meth:`unlisten`.
 
-        :return: a Deferred of the position behind its newest message; of ``None`` where none are kept.
+        :return: a Deferred of the position behind its newest message; of ``None`` where none are kept. It waits as long
+            as the engine is away.
+        """
+
+    def catch_up(topic: str) -> Deferred[None]:  # noqa: N805 (an interface has no self)
+        """Deliver what is there of a topic that is listened to and keeps messages.
+
+        :return: a Deferred that fires when that is done, or the engine is away.
         """
 
     def unlisten(topic: str) -> None:  # noqa: N805 (an interface has no self)
@@ -746,9 +799,6 @@ class IEngine(IService):
 
     def members(topic: str, most: int = 200) -> Deferred[Members]:  # noqa: N805 (an interface has no self)
         """A Deferred of the members of a topic, with names where they are no more than ``most``."""
-
-    def connections(topic: str, user: str) -> int:  # noqa: N805 (an interface has no self)
-        """The connections of ``user`` in a topic, as far as this process knows."""
 
 
 class IHost(Interface):

@@ -33,6 +33,7 @@ from zcomm.config import (
     Limits,
     WebSocketConfig,
     data_directory,
+    engine_from_environ,
     file_limit,
     make_data_directory,
     most_connections,
@@ -68,7 +69,7 @@ class Options(usage.Options):
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds a token: zcomm token show. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
         "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, "
-        "ZCOMM_THREADS, ZCOMM_WWW, ZCOMM_HOME"
+        "ZCOMM_THREADS, ZCOMM_ENGINE, ZCOMM_WWW, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -87,6 +88,14 @@ class Options(usage.Options):
             None,
             "SQLAlchemy URL, or service:postgresql for the managed one "
             "[ZCOMM_DATABASE, else SQLite in the data directory]",
+        ],
+        [
+            "engine",
+            None,
+            None,
+            "what carries changes and topics between processes and machines: memory, for one process alone; the URL of "
+            "a Redis or Valkey (redis://, rediss://, unix://, redis+sentinel://, redis+cluster://); or service:redis "
+            "for the managed one [ZCOMM_ENGINE, else memory]",
         ],
         ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
         ["www", None, None, "a directory whose files anybody gets: its index.html is the page [ZCOMM_WWW, else none]"],
@@ -232,6 +241,7 @@ class Options(usage.Options):
             topics=_absolute(self["topics"]) if self["topics"] else None,
             services=tuple(self["service"]),
             declarations=tuple(self["services"]),
+            engine=engine_from_environ(environ, self["engine"]),
             threads=threads_from(environ, self["threads"]),
         )
 
@@ -261,6 +271,7 @@ class Server(zComm):
             atexit.register(pid_file.remove)
         # Whoever sees it listen may ask it to read something anew.
         Signals(self.reactor, self.reload).install()
+        self.nodes.on("reload", lambda _: self.reload_here())
         try:
             super().privilegedStartService()
         except CannotListenError as error:
@@ -324,6 +335,11 @@ class Server(zComm):
         return super().stopService()
 
     def reload(self) -> None:
+        """Read everything anew that can be, here and in the other processes on the same engine."""
+        self.nodes.tell("reload")
+        self.reload_here()
+
+    def reload_here(self) -> None:
         """Read the policy, the tokens, the kinds of topics, the allowed origins and the TLS certificates anew; nobody
         who may stay notices. Then say which policy and which kinds are in force.
 
@@ -347,7 +363,7 @@ class Server(zComm):
                 self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
             else:
                 self._log.info("{what} were read anew", what=what)
-        self.judge_live()
+        self._judge_live()
         self._log.info("{line}", line=self._in_force())
 
     def _in_force(self) -> str:
@@ -371,6 +387,8 @@ class Server(zComm):
         lines.append(self._in_force())
         shown = redact_url(config.database) if config.database else config.data_dir / "zcomm.sqlite3"
         lines.append(f"database {shown}")
+        if config.engine:
+            lines.append(f"engine {redact_url(config.engine)}")
         lines.append(f"services: {', '.join(self.wanted_services) or 'none'}")
         if os.geteuid() == 0:
             lines.append(

@@ -12,7 +12,18 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from zcomm.errors import Conflict
-from zcomm.interfaces import Broadcast, IEngine, Kept, Listener, Members, Position, Slice, TopicListener
+from zcomm.interfaces import (
+    Broadcast,
+    Change,
+    IEngine,
+    Kept,
+    Listener,
+    Members,
+    NodeListener,
+    Position,
+    Slice,
+    TopicListener,
+)
 from zcomm.topics.history import MAX_SIZE, Histories
 from zcomm.topics.keys import Keys
 from zcomm.topics.presence import DETAIL, Roster
@@ -35,6 +46,7 @@ class MemoryEngine(Service):
     """
 
     name = "engine"
+    is_shared = False
 
     def __init__(self, memory: int = HISTORY_MEMORY, seconds: Callable[[], float] = time.monotonic) -> None:
         # Keys are the servers, in the order they came.
@@ -75,6 +87,16 @@ class MemoryEngine(Service):
             count += listener.tell(message)
         return count
 
+    def cast(self, message: bytes, node: str | None = None) -> None:
+        """Tell other nodes, of which there are none."""
+
+    def nodes(self) -> list[str]:
+        """The other nodes: none."""
+        return []
+
+    def listen_to_nodes(self, listener: NodeListener) -> None:
+        """Tell ``listener`` what other nodes say, which is nothing."""
+
     # -- topics
 
     def deliver(self, listener: TopicListener) -> None:
@@ -85,6 +107,10 @@ class MemoryEngine(Service):
         """Deliver ``topic``; a Deferred of the position behind its newest message."""
         self._heard[topic] = self._heard.get(topic, 0) + 1
         return succeed(None if kept is None else self.histories.listen(topic))
+
+    def catch_up(self, topic: str) -> Deferred[None]:
+        """Deliver what is there of a topic that is listened to, which is done already."""
+        return succeed(None)
 
     def unlisten(self, topic: str) -> None:
         """Deliver ``topic`` no more."""
@@ -147,8 +173,8 @@ class MemoryEngine(Service):
         if roster is None:
             roster = self._rosters[topic] = Roster(self._version)
         change = roster.enter(connection, user, state)
-        if change is not None and self._deliver is not None:
-            self._deliver.presence(topic, change, teller)
+        if change is not None:
+            self._tell(topic, change, teller)
         return succeed(None)
 
     def leave(self, topic: str, connection: str, teller: Any = None) -> None:
@@ -160,15 +186,15 @@ class MemoryEngine(Service):
         if not roster.connections:
             del self._rosters[topic]
             self._version = max(self._version, roster.version)
-        if change is not None and self._deliver is not None:
+        if change is not None:
+            self._tell(topic, change, teller)
+
+    def _tell(self, topic: str, change: Change, teller: Any) -> None:
+        if self._deliver is not None:
             self._deliver.presence(topic, change, teller)
+            self._deliver.came_or_went(topic, change)
 
     def members(self, topic: str, most: int = DETAIL) -> Deferred[Members]:
         """A Deferred of who is in a topic, with names where they are no more than ``most``."""
         roster = self._rosters.get(topic)
         return succeed((Roster(self._version) if roster is None else roster).members(most))
-
-    def connections(self, topic: str, user: str) -> int:
-        """The connections of ``user`` in a topic."""
-        roster = self._rosters.get(topic)
-        return 0 if roster is None else roster.count(user)

@@ -9,10 +9,10 @@ up from there once it has.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -24,16 +24,17 @@ from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.written import Written, write_json
 from zcomm.config import Limits
-from zcomm.errors import TooBusy, Unavailable
+from zcomm.errors import CommandError, TooBusy, Unavailable
 from zcomm.interfaces import (
     Change,
     IEngine,
+    KeptMessage,
     Position,
     Slice,
 )
 from zcomm.runtime.deferreds import driven
 from zcomm.topics.history import MAX_SIZE
-from zcomm.topics.judging import Judging, topic_event
+from zcomm.topics.judging import Judging, is_cancelled, topic_event
 from zcomm.topics.kinds import Found, Kinds
 from zcomm.topics.presence import NO_STATE
 from zcomm.topics.requests import MAX_MESSAGES, Subscribe
@@ -51,6 +52,10 @@ CONNECTIONS = 256
 SMALL = 64 * 1024
 #: Bytes of messages that a client which is caught up is sent before it has to have taken them.
 CHUNK = 128 * 1024
+#: Seconds that an engine which is away has to come back.
+PATIENCE = 10.0
+#: How often the engine is asked where what it says and what was delivered here are too far apart.
+TRIES = 5
 
 
 class Hub:
@@ -118,7 +123,8 @@ class Hub:
 
     def told(self, topic: str, position: Position) -> Position:
         """A position of the engine's as clients know it: whether the topic is kept is part of the numbering."""
-        found = self.kinds.find(topic) if self.kinds.have_changed else None
+        # An engine that others share sees to that itself.
+        found = self.kinds.find(topic) if self.kinds.have_changed and not self.engine.is_shared else None
         if found is None or not found.generation:
             return position
         return Position(f"{position.epoch}-{found.generation:x}", position.offset)
@@ -220,11 +226,12 @@ class Hub:
             if topic.listening is not None:
                 listening: Deferred[None] = Deferred()
                 topic.listening.append(listening)
-                yield listening
+                yield listening.addTimeout(PATIENCE, self._clock, _is_away)
             part: Slice | None = None
             messages: list[bytes] | None = None
             members: bytes | None = None
             hold: Hold | None = None
+            tries = 0
             try:
                 while True:
                     self.judging.renew(asked.topic)
@@ -236,13 +243,23 @@ class Hub:
                     part = messages = None
                     if wants_messages and topic.kept is not None:
                         part = yield self._slice(asked)
-                        messages = None if part.reason else encode_messages(part.messages)
                     if has_presence:
-                        yield self._enter(subscriber, asked)
+                        # Where it fails, the engine may have it all the same.
                         is_in = True
+                        yield self._enter(subscriber, asked)
                         if asked.presence:
                             there = yield self.engine.members(asked.topic)
                             members = write_json(self.watching.shown(topic, there))
+                    if part is not None and not part.reason:
+                        known = self._as_delivered(topic, part, asked)
+                        if known is None:
+                            # What the engine says and what was delivered here are too far apart.
+                            tries += 1
+                            if tries > TRIES:
+                                raise Unavailable("The engine that carries topics is behind; try again")
+                            yield self.engine.catch_up(asked.topic)
+                            continue
+                        messages = encode_messages(known)
                     size = sum(map(len, messages or ())) + len(messages or ()) + len(members or b"")
                     if size <= SMALL or hold is not None and hold.size >= size:
                         break
@@ -257,6 +274,7 @@ class Hub:
                     hold = Hold(memory, account, size, lambda call: call())
                     if not is_waiting:
                         break
+                # What was delivered while this was written down is behind it.
                 self._judge(subscriber, asked, judge)
                 # From here to the reply nothing waits.
                 self._join(subscriber, topic, asked)
@@ -302,6 +320,26 @@ class Hub:
             return part
         return Slice(part.position, reason="too_many")
 
+    def _as_delivered(self, topic: Topic, part: Slice, asked: Subscribe) -> Sequence[KeptMessage] | None:
+        """The messages of ``part`` as far as they have been delivered here, and those that have been since; ``None``
+        where that cannot be told.
+
+        The engine is asked and heard over two connections, of which either may be ahead. Whoever joins is told what
+        comes behind what has been delivered here, so the messages of the reply have to end there.
+        """
+        if not self.engine.is_shared:
+            return part.messages
+        since = asked.since
+        if part.position.epoch != topic.epoch or (since is not None and since.offset > topic.offset):
+            return None
+        if part.position.offset >= topic.offset:
+            return [message for message in part.messages if message.offset <= topic.offset]
+        missed = topic.between(part.position.offset)
+        if missed is None:
+            return None
+        messages = [*part.messages, *missed]
+        return messages if since is not None else messages[-asked.last :]
+
     def _judge(self, subscriber: Subscriber, asked: Subscribe, judge: Callable[[], Found]) -> Found:
         """Whether the client may subscribe, as things are now.
 
@@ -326,7 +364,7 @@ class Hub:
         if topic is None:
             topic = self._topics[name] = Topic(name, found)
             topic.listening = []
-            self.engine.listen(name, topic.kept).addCallback(self._listens, topic)
+            self.engine.listen(name, topic.kept).addCallbacks(self._listens, is_cancelled, (topic,))
         topic.holders += 1
         return topic
 
@@ -335,7 +373,8 @@ class Hub:
             topic.epoch, topic.offset = self.told(topic.name, position)
         waiting, topic.listening = topic.listening, None
         for deferred in waiting or ():
-            deferred.callback(None)
+            if not deferred.called:
+                deferred.callback(None)
 
     def _let_go(self, topic: Topic) -> None:
         if topic.is_unused and self._topics.get(topic.name) is topic:
@@ -415,16 +454,25 @@ class Hub:
         if heard is None:
             return
         self.delivered += 1
-        offset = 0
+        offset, epoch = 0, ""
         if position is not None and heard.epoch:
             heard.offset = offset = position.offset
+            if self.engine.is_shared:
+                if position.epoch != heard.epoch:
+                    heard.epoch = epoch = position.epoch
+                if heard.holders or heard.behind:
+                    heard.recent.append(KeptMessage(offset, fragment, origin))
+                elif heard.recent:
+                    heard.recent.clear()
+        if teller is None and (author := self.subscribers.get(origin)) is not None:
+            teller = author.client.account
         pending = heard.pending
         if pending is None:
             pending = heard.pending = []
             if not self._dirty:
                 self._batch.add_last(self)
             self._dirty.append(heard)
-        pending.append(Message(heard.payload(offset, fragment), fragment, offset, origin, teller))
+        pending.append(Message(heard.payload(offset, fragment, epoch), fragment, offset, origin, teller, epoch))
 
     def flush(self) -> None:
         """Send what waits; called at the end of the turn."""
@@ -461,15 +509,16 @@ class Hub:
                 if topic.epoch:
                     behind = partial(self._falls_behind, topic.epoch, rest[0].offset - 1)
                 payloads = [
-                    self._for(subscription, message.offset, message.fragment, message.origin) for message in rest
+                    self._for(subscription, message.offset, message.fragment, message.origin, message.epoch)
+                    for message in rest
                 ]
                 self._fan_out.add([subscription], payloads, tellers, behind, topic.name)
 
-    def _for(self, subscription: Subscription, offset: int, fragment: bytes, origin: str) -> bytes:
+    def _for(self, subscription: Subscription, offset: int, fragment: bytes, origin: str, epoch: str = "") -> bytes:
         """The event of a message as a subscriber gets it."""
         if origin == subscription.subscriber.id and not subscription.echo:
-            return subscription.topic.own_payload(offset, fragment)
-        return subscription.topic.payload(offset, fragment)
+            return subscription.topic.own_payload(offset, fragment, epoch)
+        return subscription.topic.payload(offset, fragment, epoch)
 
     def _falls_behind(self, epoch: str, offset: int, subscription: Subscription) -> None:
         """Catch a subscriber up later, who does not take what it has been sent: from that position on."""
@@ -506,7 +555,10 @@ class Hub:
             else:
                 # It keeps nothing any more.
                 found = succeed(Slice(Position("", 0), reason="not_kept"))
-            found.addCallback(self._caught_up, subscription, since)
+            # Where the engine is away, it goes on when that is back.
+            found.addCallbacks(
+                self._caught_up, lambda failure: failure.trap(CommandError) and None, (subscription, since)
+            )
             if perf_counter() > until:
                 subscriber.go_on_later()
                 return
@@ -520,13 +572,30 @@ class Hub:
             return
         begun = perf_counter()
         offset = since
+        messages = found.messages
+        if self.engine.is_shared and not found.reason:
+            if found.position.epoch != topic.epoch or since > topic.offset:
+                self.engine.catch_up(topic.name).addCallback(lambda _: subscriber.go_on_later())
+                return
+            # The engine may be ahead of what was delivered here, or behind it.
+            messages = [message for message in messages if message.offset <= topic.offset]
+            if not found.more:
+                messages += topic.between(messages[-1].offset if messages else since) or ()
         if found.reason:
             client.send_payloads([topic_event(topic, found.reason)])
             offset = topic.offset
-        elif found.messages:
+            if topic.behind is not None:
+                topic.behind[subscription] = topic.epoch
+        elif messages:
             # What it missed is owed to it: that it waits ends no connection.
-            client.transport.reply([self._for(subscription, *message) for message in found.messages])
-            offset = found.messages[-1].offset
+            behind = topic.behind or {}
+            epoch = found.position.epoch if found.position.epoch != behind[subscription] else ""
+            behind[subscription] = found.position.epoch
+            first, *rest = messages
+            client.transport.reply(
+                [self._for(subscription, *first, epoch), *(self._for(subscription, *each) for each in rest)]
+            )
+            offset = messages[-1].offset
         if client.transport is None or subscription not in (topic.behind or ()):
             return
         if offset >= topic.offset:
@@ -541,13 +610,34 @@ class Hub:
             subscriber.go_on_later()
         client.account.spend(begun, perf_counter())
 
+    def moved(self, topic: str, position: Position, reason: str) -> None:
+        """Tell those who are subscribed that what follows does not follow what they have."""
+        heard = self._topics.get(topic)
+        if heard is not None and heard.epoch and heard.listening is None:
+            if heard.pending:
+                self.flush()
+            self.judging.renumber(heard, position, reason)
+
     def presence(self, topic: str, change: Change, teller: Any) -> None:
         """Tell of somebody who has come or gone, within a moment."""
         self.watching.change(topic, self._topics.get(topic), change, teller)
 
+    def came_or_went(self, topic: str, change: Change) -> None:
+        """Tell the program of that, where it hears of the topic."""
+        self.watching.note(topic, change)
+
+    def engine_state(self, state: str) -> None:
+        """Go on, where the engine is back, with what could not be read from it."""
+        if state == "ok":
+            self.judging.begin(subscriber.go_on_later for subscriber in list(self.subscribers.values()))
+
     def topic(self, name: str) -> Topic | None:
         """The topic, where somebody here is subscribed to it."""
         return self._topics.get(name)
+
+
+def _is_away(_: Any, __: float) -> NoReturn:
+    raise Unavailable("The engine that carries topics is away; try again")
 
 
 def _with_messages(result: dict[str, Any], messages: list[bytes] | None, hold: Hold | None) -> dict[str, Any] | Written:

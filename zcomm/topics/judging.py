@@ -11,9 +11,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm.budget.written import write_json
+from zcomm.errors import CommandError
 from zcomm.interfaces import IEngine, Position
 from zcomm.topics.kinds import Found, Kinds
 from zcomm.topics.subscriber import Subscriber
@@ -22,7 +25,7 @@ from zcomm.topics.watching import SLICE
 from zcomm.wire.fanout import FanOut
 from zcomm.wire.writebatch import WriteBatch
 
-__all__ = ["Judging", "topic_event"]
+__all__ = ["Judging", "is_cancelled", "topic_event"]
 
 #: Whether a subscription goes on.
 May = Callable[[Subscriber, Subscription, Found], bool]
@@ -166,23 +169,35 @@ class Judging:
         if topic.listening is not None:
             return
         self._engine.unlisten(name)
-        self._engine.listen(name, topic.kept).addCallback(self._renumbered, topic, was_kept)
+        self._engine.listen(name, topic.kept).addCallbacks(self._renumbered, is_cancelled, (topic, was_kept))
 
     def show(self, name: str, subscriber: Any) -> None:
         """Let a connection be among the members of a topic, or not, as its subscription is now."""
         subscription = subscriber.topics.get(name)
         if subscription is not None and subscription.topic.found.kind.presence:
             # Who has said of itself what it is since has the last word.
-            self._engine.enter(name, subscriber.id, subscriber.user, None)
+            # Where the engine is away, it is told when it is back.
+            self._engine.enter(name, subscriber.id, subscriber.user, None).addErrback(
+                lambda failure: failure.trap(CommandError) and None
+            )
         else:
             self._engine.leave(name, subscriber.id)
 
     def _renumbered(self, position: Position | None, topic: Topic, was_kept: bool) -> None:
-        epoch, offset = ("", 0) if position is None else self._home.told(topic.name, position)
-        if (epoch, offset) == (topic.epoch, topic.offset):
+        told = Position("", 0) if position is None else self._home.told(topic.name, position)
+        self.renumber(topic, told, "not_kept" if was_kept and not told.epoch else "")
+
+    def renumber(self, topic: Topic, position: Position, reason: str) -> None:
+        """Tell those who are subscribed to ``topic`` where it stands now.
+
+        :param position: as clients know it; with no epoch where none are kept.
+        :param reason: why they cannot go on from where they are; empty where they have nothing to go on from.
+        """
+        if position == (topic.epoch, topic.offset):
             return
-        topic.epoch, topic.offset = epoch, offset
-        event = topic_event(topic, "not_kept" if was_kept and not epoch else "")
+        topic.epoch, topic.offset = position
+        topic.recent.clear()
+        event = topic_event(topic, reason)
         if topic.members:
             # Behind what is on its way to them.
             self._fan_out.add(list(topic.members), [event], [], about=topic.name)
@@ -210,6 +225,11 @@ class Judging:
             self._home.end(subscription, reason)
         # The topic may have lost its presence meanwhile, and who was taken out of it is not looked at then.
         self.show(name, subscriber)
+
+
+def is_cancelled(failure: Failure) -> None:
+    """Take it that somebody does not listen any more who had begun to."""
+    failure.trap(CancelledError)
 
 
 def topic_event(topic: Topic, reason: str = "") -> bytes:

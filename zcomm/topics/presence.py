@@ -6,15 +6,14 @@ changes of a moment together, so that two thousand people who come in a second a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from zcomm.budget.written import write_json
 from zcomm.interfaces import Change, Members
 
-__all__ = ["DETAIL", "DETAIL_AGAIN", "MAX_MEMBERS", "NO_STATE", "Roster", "Told", "Window", "raw_members"]
+__all__ = ["DETAIL", "DETAIL_AGAIN", "MAX_MEMBERS", "NO_STATE", "Crossing", "Roster", "Window", "raw_members"]
 
 #: Members that are named at most; those beyond are counted.
 MAX_MEMBERS = 10_000
@@ -51,10 +50,6 @@ class Roster:
         """The number of users those are of."""
         return len(self._users)
 
-    def count(self, user: str) -> int:
-        """The connections of ``user``."""
-        return self._users.get(user, 0)
-
     def enter(self, connection: str, user: str, state: bytes | None) -> Change | None:
         """Let a connection in, or take its new state, if any; ``None`` where nothing is new."""
         known = self._members.get(connection)
@@ -70,8 +65,7 @@ class Roster:
             self._members[connection] = user, state
         else:
             self._unnamed[connection] = user
-        self.version += 1
-        return Change(self.version, connection, user, state, before, is_named)
+        return self._change(connection, user, state, before, self._users[user], is_named)
 
     def leave(self, connection: str) -> Change | None:
         """Let a connection go; ``None`` where it is not there."""
@@ -84,8 +78,15 @@ class Roster:
             self._users[user] = before - 1
         else:
             del self._users[user]
-        self.version += 1
-        return Change(self.version, connection, user, None, before, known is not None)
+        return self._change(connection, user, None, before, before - 1, known is not None)
+
+    def _change(
+        self, connection: str, user: str, state: bytes | None, before: int, after: int, is_named: bool
+    ) -> Change:
+        since, self.version = self.version, self.version + 1
+        return Change(
+            since, self.version, connection, user, state, before, after, self.users, self.connections, is_named
+        )
 
     def members(self, most: int = DETAIL) -> Members:
         """The members of now, with names where they are no more than ``most``."""
@@ -97,73 +98,85 @@ class Roster:
         return Members(self.version, self.users, self.connections, named)
 
 
-class Told(NamedTuple):
-    """The things that a window has to tell.
+class Crossing:
+    """The users of a moment in one topic: those whose first connection has come, and whose last one has left."""
 
-    :ivar event: as JSON, from the version on.
-    :ivar arrived: users whose first connection has come.
-    :ivar gone: users whose last one has left.
-    """
-
-    event: bytes
-    arrived: list[str]
-    gone: list[str]
-
-
-class Window:
-    """The changes of a moment in one topic."""
-
-    __slots__ = ("_after", "_before", "_changes")
+    __slots__ = ("_users",)
 
     def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._after: int | None = None
-        #: The last change of each connection. None cancels another: who has asked between the two knows of the first.
-        self._changes: dict[str, Change] = {}
-        #: The connections that each user had before the first of its changes.
-        self._before: dict[str, int] = {}
+        #: The connections that each had before the first of its changes, and has after the last.
+        self._users: dict[str, tuple[int, int]] = {}
 
     def add(self, change: Change) -> None:
         """Take in ``change``."""
-        if self._after is None:
-            self._after = change.version - 1
+        known = self._users.get(change.user)
+        self._users[change.user] = change.before if known is None else known[0], change.after
+
+    @property
+    def arrived(self) -> list[str]:
+        """Users who have come."""
+        return [user for user, (before, after) in self._users.items() if not before and after]
+
+    @property
+    def gone(self) -> list[str]:
+        """Users who have left."""
+        return [user for user, (before, after) in self._users.items() if before and not after]
+
+
+class Window:
+    """The changes of a moment in one topic.
+
+    :ivar last: the newest of them; ``None`` as long as there is none.
+    :ivar is_broken: whether one of them is missing.
+    """
+
+    __slots__ = ("_changes", "_crossing", "_since", "is_broken", "last")
+
+    def __init__(self) -> None:
+        self._since = 0
+        #: The last change of each connection. None cancels another: who has asked between the two knows of the first.
+        self._changes: dict[str, Change] = {}
+        self._crossing = Crossing()
+        self.last: Change | None = None
+        self.is_broken = False
+
+    def add(self, change: Change) -> None:
+        """Take in ``change``."""
+        if self.last is None:
+            self._since = change.since
+        self.last = change
         if change.is_named:
             self._changes[change.connection] = change
-        self._before.setdefault(change.user, change.before)
+        self._crossing.add(change)
 
-    def close(self, now: Members, counts: dict[str, int], is_detailed: bool, is_whole: bool) -> Told:
-        """Tell all of it, and begin anew.
+    def told(self, is_detailed: bool) -> bytes:
+        """The inside of the event that tells all of it, behind the topic.
 
-        :param now: who is there now.
-        :param counts: the connections that each of the users of the window has now.
         :param is_detailed: whether names are told.
-        :param is_whole: whether all members are told, to those who had not been told any.
         """
-        after, changes, before = self._after, self._changes, self._before
-        self._begin()
-        arrived = [user for user, count in before.items() if not count and counts.get(user, 0)]
-        gone = [user for user, count in before.items() if count and not counts.get(user, 0)]
-        event: dict[str, Any] = {"after": now.version if after is None else after, "version": now.version}
-        if is_whole and now.members is not None:
-            event["members"] = raw_members(now.members)
-        elif is_detailed:
+        last = self.last
+        event: dict[str, Any] = {"after": self._since, "version": self._since if last is None else last.version}
+        if is_detailed:
             joined: dict[str, dict[str, Any]] = {}
             left: dict[str, list[str]] = {}
-            for change in changes.values():
+            for change in self._changes.values():
                 if change.state is None:
                     left.setdefault(change.user, []).append(change.connection)
                 else:
                     joined.setdefault(change.user, {})[change.connection] = msgspec.Raw(change.state)
-            event |= {"joined": joined, "left": left, "arrived": arrived, "gone": gone}
-        event |= {"users": now.users, "connections": now.connections}
-        return Told(write_json(event)[1:-1], arrived, gone)
+            event |= {"joined": joined, "left": left}
+            event |= {"arrived": self._crossing.arrived, "gone": self._crossing.gone}
+        if last is not None:
+            event |= {"users": last.users, "connections": last.connections}
+        return write_json(event)[1:-1]
 
-    @property
-    def users(self) -> Iterator[str]:
-        """The users that something has changed for."""
-        return iter(list(self._before))
+    def told_whole(self, now: Members) -> bytes:
+        """The inside of the event that tells all members instead, to those who had not been told any, or not all."""
+        event: dict[str, Any] = {"after": 0 if self.is_broken else self._since, "version": now.version}
+        if now.members is not None:
+            event["members"] = raw_members(now.members)
+        event |= {"users": now.users, "connections": now.connections}
+        return write_json(event)[1:-1]
 
 
 def raw_members(members: dict[str, dict[str, bytes]]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,10 @@ from zcomm.interfaces import Identity, Kept, KeptMessage, Permissions
 from zcomm.topics.kinds import Found
 
 __all__ = ["Message", "Subscription", "Topic", "TopicClient", "encode_messages"]
+
+
+#: Messages that are remembered of a topic that somebody is about to join.
+RECENT = 1_000
 
 
 class TopicClient(Protocol):
@@ -79,6 +84,7 @@ class Message(NamedTuple):
 
     :ivar fragment: the inside of its JSON.
     :ivar origin: the connection that has published it.
+    :ivar epoch: its numbering, where that is another one than that of the message before.
     """
 
     payload: bytes
@@ -86,6 +92,7 @@ class Message(NamedTuple):
     offset: int
     origin: str
     teller: Account | None
+    epoch: str
 
 
 class Topic:
@@ -100,6 +107,9 @@ class Topic:
     :ivar late: those who have joined while messages wait for the end of the turn, and how many of these they know.
     :ivar holders: how many are about to join.
     :ivar is_detailed: whether watchers are told names.
+    :ivar recent: the messages that have been delivered since somebody began to be about to join or be caught up, the
+        newest of them, where the engine is asked for what came before; it may know more or less by then.
+    :ivar presence_version: of the last change that watchers were told of; ``None`` as long as there is none.
     """
 
     __slots__ = (
@@ -115,7 +125,9 @@ class Topic:
         "name",
         "offset",
         "pending",
+        "presence_version",
         "quiet",
+        "recent",
         "watchers",
     )
 
@@ -133,6 +145,8 @@ class Topic:
         self.pending: list[Message] | None = None
         self.holders = 0
         self.is_detailed = True
+        self.presence_version: int | None = None
+        self.recent: deque[KeptMessage] = deque(maxlen=RECENT)
         #: Fires when the engine delivers it; ``None`` from then on.
         self.listening: list[Deferred[None]] | None = None
 
@@ -145,6 +159,16 @@ class Topic:
     def is_unused(self) -> bool:
         """Whether nobody needs it."""
         return not (self.members or self.behind or self.holders)
+
+    def between(self, offset: int) -> list[KeptMessage] | None:
+        """The messages that have been delivered after ``offset``; ``None`` where they are not all remembered."""
+        missed = self.offset - offset
+        if missed <= 0:
+            return []
+        if missed > len(self.recent):
+            return None
+        found = list(self.recent)[-missed:]
+        return found if found[0].offset == offset + 1 else None
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -172,17 +196,22 @@ class Topic:
         self.behind = self.behind or None
         return ended
 
-    def payload(self, offset: int, fragment: bytes) -> bytes:
-        """The event of a message."""
-        if not self.epoch:
+    def payload(self, offset: int, fragment: bytes, epoch: str = "") -> bytes:
+        """The event of a message.
+
+        :param epoch: where it is another one than that of the message before.
+        """
+        if not offset:
             return self.begin + fragment + b"}"
+        if epoch:
+            return b'%s"offset":%d,"epoch":"%s",%s}' % (self.begin, offset, epoch.encode(), fragment)
         return b'%s"offset":%d,%s}' % (self.begin, offset, fragment)
 
-    def own_payload(self, offset: int, fragment: bytes) -> bytes:
+    def own_payload(self, offset: int, fragment: bytes, epoch: str = "") -> bytes:
         """The event of a message, for who has published it and wants no echo."""
         # A key stands first. Within it no quotation mark is without a backslash, so that it ends at the first one.
         key = b"," + fragment.partition(b',"data":')[0] if fragment.startswith(b'"key":') else b""
-        return self.payload(offset, b'"own":true' + key)
+        return self.payload(offset, b'"own":true' + key, epoch)
 
 
 def encode_messages(messages: Iterable[KeptMessage]) -> list[bytes]:

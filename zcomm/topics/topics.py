@@ -308,7 +308,7 @@ class Topics:
         digest = b""
         if key is not None:
             fragment = b'"key":' + write_json(key) + b"," + fragment
-            digest = digest_of(topic, asked, found.generation)
+            digest = digest_of(topic, asked, 0 if self.engine.is_shared else found.generation)
         if self.kinds.have_changed:
             self.hub.judging.renew(topic)
         sent = self.engine.publish(topic, found.kind.kept, fragment, author, origin, key, digest, teller)

@@ -9,11 +9,13 @@ from time import perf_counter
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 
 from zcomm.budget.account import Account
 from zcomm.budget.written import write_json
+from zcomm.errors import CommandError
 from zcomm.interfaces import Change, IEngine, Members
-from zcomm.topics.presence import DETAIL, DETAIL_AGAIN, Window, raw_members
+from zcomm.topics.presence import DETAIL, DETAIL_AGAIN, Crossing, Window, raw_members
 from zcomm.topics.subscriptions import Subscription, Topic
 from zcomm.wire.fanout import FanOut
 from zcomm.wire.writebatch import WriteBatch
@@ -30,12 +32,15 @@ class _Waiting:
     """The changes of one topic that are to be told.
 
     :ivar tellers: whose time that takes.
+    :ivar window: for those who watch it; ``None`` where nobody here does.
+    :ivar crossing: for the program; ``None`` where it does not hear of it.
     """
 
-    __slots__ = ("tellers", "window")
+    __slots__ = ("crossing", "tellers", "window")
 
     def __init__(self) -> None:
-        self.window = Window()
+        self.window: Window | None = None
+        self.crossing: Crossing | None = None
         self.tellers: dict[Account, None] = {}
 
 
@@ -79,21 +84,41 @@ class Watching:
             self._timer = None
 
     def change(self, name: str, topic: Topic | None, change: Change, teller: Account | None) -> None:
-        """Tell of a change in the topic ``name`` within a moment.
+        """Tell those who watch the topic ``name`` of a change within a moment.
 
         :param topic: where somebody here is subscribed to it.
         :param teller: whose time it takes.
         """
+        if topic is None or not topic.watchers:
+            return
+        waiting = self._waiting(name)
+        if waiting.window is None:
+            waiting.window = Window()
+        waiting.window.add(change)
+        if change.since != topic.presence_version and topic.presence_version is not None and change.since:
+            waiting.window.is_broken = True
+        topic.presence_version = change.version
+        if teller is not None:
+            waiting.tellers[teller] = None
+
+    def note(self, name: str, change: Change) -> None:
+        """Tell the program of a change within a moment, where it hears of the topic ``name``."""
+        waiting = self._windows.get(name)
+        if waiting is None or waiting.crossing is None:
+            if not self._is_heard(name):
+                return
+            waiting = self._waiting(name)
+            waiting.crossing = Crossing()
+        if waiting.crossing is not None:
+            waiting.crossing.add(change)
+
+    def _waiting(self, name: str) -> _Waiting:
         waiting = self._windows.get(name)
         if waiting is None:
-            if not (topic is not None and topic.watchers) and not self._is_heard(name):
-                return
             waiting = self._windows[name] = _Waiting()
             if self._timer is None:
                 self._timer = self._clock.callLater(WINDOW, self._tell)
-        waiting.window.add(change)
-        if teller is not None:
-            waiting.tellers[teller] = None
+        return waiting
 
     def _tell(self) -> None:
         self._timer = None
@@ -104,32 +129,53 @@ class Watching:
         until = perf_counter() + SLICE
         while windows:
             name, waiting = windows.popleft()
-            self._engine.members(name).addCallback(self._tell_one, name, waiting)
+            self._tell_one(name, waiting)
             if perf_counter() > until:
                 if windows:
                     self._batch.next_turn(partial(self._tell_some, windows))
                 return
 
-    def _tell_one(self, now: Members, name: str, waiting: _Waiting) -> None:
-        begun = perf_counter()
-        window = waiting.window
-        counts = {user: self._engine.connections(name, user) for user in window.users}
+    def _tell_one(self, name: str, waiting: _Waiting) -> None:
+        topic, window, crossing = self._topic(name), waiting.window, waiting.crossing
+        if topic is not None and topic.watchers and window is not None and window.last is not None:
+            was_detailed = topic.is_detailed
+            _note_size(topic, window.last.connections)
+            if window.is_broken or (topic.is_detailed and not was_detailed):
+                telling = self._engine.members(name)
+                telling.addCallbacks(self._tell_whole, self._tell_later, (name, window, waiting), errbackArgs=(name,))
+            else:
+                self._send(topic, window.told(topic.is_detailed), waiting)
+        if crossing is not None:
+            arrived, gone = crossing.arrived, crossing.gone
+            if arrived or gone:
+                self._on_presence(name, arrived, gone)
+
+    def _tell_whole(self, now: Members, name: str, window: Window, waiting: _Waiting) -> None:
         topic = self._topic(name)
-        was_detailed = topic is None or topic.is_detailed
-        if topic is not None:
-            _note_size(topic, now)
-        is_detailed = topic is not None and topic.is_detailed
-        told = window.close(now, counts, is_detailed, is_detailed and not was_detailed)
         if topic is not None and topic.watchers:
-            payload = b'{"event":"presence","topic":"%s",%s}' % (name.encode(), told.event)
-            self._fan_out.add(list(topic.watchers), [payload], list(waiting.tellers), _misses, name)
-            self._fan_out.begin(begun)
-        if told.arrived or told.gone:
-            self._on_presence(name, told.arrived, told.gone)
+            self._send(topic, window.told_whole(now), waiting)
+
+    def _tell_later(self, failure: Failure, name: str) -> None:
+        """The engine is away: tell all of it when it is back."""
+        failure.trap(CommandError)
+        topic = self._topic(name)
+        for subscription in list((topic.watchers if topic is not None else None) or ()):
+            _misses(subscription)
+
+    def _send(self, topic: Topic, event: bytes, waiting: _Waiting) -> None:
+        begun = perf_counter()
+        payload = b'{"event":"presence","topic":"%s",%s}' % (topic.name.encode(), event)
+        self._fan_out.add(list(topic.watchers or ()), [payload], list(waiting.tellers), _misses, topic.name)
+        self._fan_out.begin(begun)
 
     def tell_members(self, subscription: Subscription) -> None:
         """Tell a subscriber who has missed some of it who is there."""
-        self._engine.members(subscription.topic.name).addCallback(self._tell_members, subscription)
+        asking = self._engine.members(subscription.topic.name)
+        asking.addCallbacks(self._tell_members, self._missed_again, (subscription,), errbackArgs=(subscription,))
+
+    def _missed_again(self, failure: Failure, subscription: Subscription) -> None:
+        failure.trap(CommandError)
+        _misses(subscription)
 
     def _tell_members(self, now: Members, subscription: Subscription) -> None:
         if subscription.transport is None:
@@ -157,11 +203,11 @@ class Watching:
         return shown
 
 
-def _note_size(topic: Topic, now: Members) -> None:
+def _note_size(topic: Topic, connections: int) -> None:
     """Tell names no more where they are too many, and again where they are few."""
-    if now.connections > DETAIL:
+    if connections > DETAIL:
         topic.is_detailed = False
-    elif now.connections < DETAIL_AGAIN:
+    elif connections < DETAIL_AGAIN:
         topic.is_detailed = True
 
 

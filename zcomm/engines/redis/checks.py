@@ -1,0 +1,131 @@
+"""Looking at a server before it is used, and saying in one line why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.error import ConnectError, DNSLookupError
+
+from zcomm.engines.redis.layout import Layout
+from zcomm.engines.redis.protocol import LinkLost, RedisProtocol, ReplyError
+from zcomm.errors import ConfigError
+
+__all__ = ["check_server", "refusal"]
+
+#: The oldest server that has all commands which scripts use.
+OLDEST = (6, 2)
+#: The mark of a key space that is zComm's, and of its form.
+MARK = b"zcomm 1"
+OPTION = "--engine"
+
+
+@inlineCallbacks
+def check_server(protocol: RedisProtocol, layout: Layout, kind: str, where: str) -> Generator[Deferred[Any], Any, bool]:
+    """Look whether a server can carry topics.
+
+    :param kind: ``server``, ``sentinel`` or ``cluster``.
+    :param where: what an error calls it.
+    :returns: a Deferred of whether scripts may ask it for its replication history. It fails with
+        :class:`~zcomm.errors.ConfigError` where it cannot be used as it is.
+    """
+    facts = yield _facts(protocol)
+    mode = facts.get("redis_mode", "")
+    if mode == "sentinel":
+        raise ConfigError(OPTION, f"{where} is a Sentinel; name it as redis+sentinel://host/NAME-OF-THE-MASTER")
+    if mode == "cluster" and kind != "cluster":
+        raise ConfigError(OPTION, f"{where} is part of a cluster; name it as redis+cluster://")
+    if kind == "cluster" and mode not in ("cluster", ""):
+        raise ConfigError(OPTION, f"{where} is no cluster; name it as redis://")
+    version = facts.get("redis_version", "")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers and numbers < OLDEST:
+        raise ConfigError(OPTION, f"{where} is Redis {version}; it takes 6.2 or newer, or Valkey")
+    if numbers and kind == "cluster" and numbers < (7, 0):
+        raise ConfigError(OPTION, f"{where} is Redis {version}; of a cluster it takes 7.0 or newer, or Valkey")
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        raise ConfigError(
+            OPTION,
+            f"{where} throws data away when its memory is full (maxmemory-policy {policy}); set it to noeviction",
+        )
+    if layout.slots and kind != "cluster":
+        yield _take_mark(protocol, layout, where)
+    try:
+        yield protocol.call("EVAL", "return string.match(redis.call('INFO', 'replication'), 'master_replid:%x+')", 0)
+    except ReplyError as error:
+        if "replica" in str(error).lower() and "READONLY" in str(error):
+            raise
+        return False
+    return True
+
+
+@inlineCallbacks
+def _facts(protocol: RedisProtocol) -> Generator[Deferred[Any], Any, dict[str, str]]:
+    try:
+        text = yield protocol.call("INFO")
+    except ReplyError:
+        # An account may do without that right.
+        return {}
+    return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+
+
+@inlineCallbacks
+def _take_mark(protocol: RedisProtocol, layout: Layout, where: str) -> Generator[Deferred[Any], Any, None]:
+    fix = "give it a prefix of its own: ?prefix=NAME behind its URL"
+    try:
+        yield protocol.call("SET", layout.mark, MARK, "NX")
+        found = yield protocol.call("GET", layout.mark)
+    except ReplyError as error:
+        if str(error).startswith("WRONGTYPE"):
+            found = b"of another type"
+        else:
+            raise
+    if found is not None and found != MARK:
+        raise ConfigError(
+            OPTION, f"the key {layout.mark.decode()} of {where} is somebody else's ({found!r:.40}); {fix}"
+        )
+
+
+def refusal(error: BaseException, where: str) -> str:
+    """Say in one line why a server cannot be used."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    text = str(error)
+    if isinstance(error, ReplyError):
+        code = text.partition(" ")[0]
+        if code == "WRONGPASS" or "invalid password" in text:
+            text = "it refuses the password"
+        elif code == "NOAUTH":
+            text = "it asks for a password: redis://:PASSWORD@host"
+        elif code == "NOPERM":
+            text = f"the account lacks a right: {text.partition(' ')[2]}"
+        elif "READONLY" in text:
+            text = "it is a read-only replica; name its master, or use redis+sentinel://"
+        elif "CLUSTERDOWN" in text:
+            text = "the cluster is down: a slot has no server"
+        elif "OOM" in text:
+            text = "its memory is full"
+        elif "LOADING" in text:
+            text = "it is loading its data"
+        elif "WRONGTYPE" in text:
+            text = "one of its keys is somebody else's; give it a prefix of its own: ?prefix=NAME behind its URL"
+    elif isinstance(error, DNSLookupError):
+        text = "there is no such host"
+    elif isinstance(error, ConnectError):
+        text = f"cannot connect: {_reason(error)}"
+    elif isinstance(error, LinkLost):
+        text = "the connection ended; is that a Redis, and does it want TLS (rediss://)?"
+    elif type(error).__module__.startswith("OpenSSL") or "certificate" in text.lower():
+        text = f"TLS failed: {text or type(error).__name__}"
+    elif not text:
+        text = type(error).__name__
+    return f"{where}: {text}"
+
+
+def _reason(error: ConnectError) -> str:
+    import os
+
+    number = error.osError
+    return os.strerror(number).lower() if isinstance(number, int) else str(error)

@@ -1,0 +1,208 @@
+"""Presence as the engine has it: the members that are connected here, the lease of this node, and those of others.
+
+Members stand under the name of their node, which counts beats. Where one does not beat any more, the others take its
+members out, each once. A node that finds itself taken for dead goes on under another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.budget.written import write_json
+from zcomm.engines.redis.beats import BEAT, Beats
+from zcomm.engines.redis.layout import Layout
+from zcomm.engines.redis.members import Entry, OwnMembers
+from zcomm.engines.redis.pool import Pool, is_refused
+from zcomm.engines.redis.protocol import ReplyError
+from zcomm.engines.redis.replies import changes_of
+from zcomm.errors import Unavailable
+from zcomm.interfaces import Change
+
+__all__ = ["Lease"]
+
+#: Seconds for which a node that is dead is known to be.
+MARK_KEPT = 24 * 3600
+
+
+class Beat(msgspec.Struct):
+    """The word of a node.
+
+    :ivar count: another one each time.
+    """
+
+    count: int
+    clients: int = 0
+
+
+_read_beat = msgspec.json.Decoder(Beat).decode
+
+
+class Lease:
+    """The members of this node, and its place among the others.
+
+    :param pool: calls scripts.
+    :param layout: the names of keys.
+    :param node: the id of this process.
+    :param at_end: calls its argument at the end of the turn.
+    :param seconds: the monotonic clock.
+    :param count: how many clients there are here.
+    :param on_change: told of each change of a topic that came of a call of this node.
+    :ivar own: the members that are connected here.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        pool: Pool,
+        layout: Layout,
+        node: str,
+        at_end: Callable[[Callable[[], None]], object],
+        seconds: Callable[[], float],
+        count: Callable[[], int],
+        on_change: Callable[[str, Change], None],
+    ):
+        self._pool = pool
+        self._layout = layout
+        self.node = node
+        self._seconds = seconds
+        self._count_clients = count
+        self._on_change = on_change
+        self.own = OwnMembers(self._move, at_end)
+        #: The name under which its members are entered; another one after others have taken it for dead.
+        self._lease = node
+        self._leases = 0
+        self._beats = Beats()
+        self._count = 0
+        #: Nodes whose members are taken out, and those of whom all are.
+        self._reaping: set[bytes] = set()
+        self._ended: list[bytes] = []
+
+    @property
+    def others(self) -> list[str]:
+        """The ids of the other nodes that are there."""
+        return [name for lease in self._beats.alive if (name := lease.decode().partition(".")[0]) != self.node]
+
+    @property
+    def clients_of_others(self) -> int:
+        """The number of their clients, as they have said last."""
+        return sum(
+            _read_beat(said).clients
+            for lease, said in self._beats.alive.items()
+            if lease.decode().partition(".")[0] != self.node
+        )
+
+    @inlineCallbacks
+    def _move(self, topic: str, entries: list[Entry]) -> Any:
+        keys = self._layout.topic(topic)
+        while True:
+            lease = self._lease
+            names = (
+                keys.members,
+                keys.users,
+                self._layout.node_topics(keys.partition, lease),
+                self._layout.node_members(keys.partition, lease, topic),
+                self._layout.dead(keys.partition, lease),
+            )
+            words: list[bytes | str | int] = [keys.channel, lease, topic]
+            for entry in entries:
+                words += [write_json(entry.connection), entry.user, entry.what, entry.state]
+            try:
+                told = yield self._pool.call(keys.partition, self._pool.scripts.move, names, words)
+            except ReplyError as error:
+                if not is_refused(error, "DEADNODE"):
+                    raise
+                self._renew_lease(lease)
+                continue
+            if told:
+                self._brought_about(topic, told)
+            return
+
+    def _renew_lease(self, lease: str) -> None:
+        """Go on under another name: the others take this process for dead, and its members out."""
+        if lease == self._lease:
+            self._leases += 1
+            self._lease = f"{self.node}.{self._leases}"
+            self._log.warn("other nodes took this one for dead; its members come in again")
+            self.own.enter_again()
+
+    def _brought_about(self, topic: str, text: bytes) -> None:
+        for change in changes_of(text):
+            self._on_change(topic, change)
+
+    # -- beats
+
+    def leave(self) -> Deferred[Any]:
+        """Take this node off the list, once it has no members any more."""
+        protocol = self._pool.protocol(0)
+        if protocol is None:
+            return succeed(None)
+        return protocol.call("HDEL", self._layout.nodes, self._lease).addErrback(lambda _: None)
+
+    @inlineCallbacks
+    def beat(self) -> Any:
+        """Count a beat, and look for nodes that are dead. It fails with :class:`~zcomm.errors.Unavailable`."""
+        self._count += 1
+        lease, ended = self._lease, list(self._ended)
+        word = write_json(Beat(self._count, self._count_clients()))
+        begun = self._seconds()
+        names = (self._layout.nodes, self._layout.dead(0, lease))
+        try:
+            reply = yield self._pool.call(0, self._pool.scripts.beat, names, (lease, word, *ended), patience=BEAT)
+        except ReplyError as error:
+            if not is_refused(error, "DEADNODE"):
+                raise
+            self._renew_lease(lease)
+            return
+        self._ended = [node for node in self._ended if node not in ended]
+        self.own.go_on()
+        said = dict(zip(reply[::2], reply[1::2], strict=True))
+        for node in self._beats.read(said, begun, self._seconds()):
+            if node not in self._reaping and node not in self._ended and node != lease.encode():
+                self._reaping.add(node)
+                reaping = self._reap(node)
+                reaping.addErrback(self._not_reaped, node)
+                reaping.addCallback(partial(self._reaped, node))
+
+    @inlineCallbacks
+    def _reap(self, node: bytes) -> Any:
+        """Take the members of a node out that is dead. Others do so too: each member is taken out once."""
+        name = node.decode()
+        self._log.info("node {node} is dead: its members are taken out", node=name)
+        for partition in range(self._layout.partitions):
+            topics_key = self._layout.node_topics(partition, name)
+            mark = self._layout.dead(partition, name)
+            while True:
+                topics = yield self._pool.call(partition, self._pool.scripts.doomed, (topics_key, mark), (MARK_KEPT,))
+                for raw in topics:
+                    yield self._reap_topic(partition, name, raw.decode(), topics_key, mark)
+                if not topics:
+                    break
+        self._ended.append(node)
+
+    @inlineCallbacks
+    def _reap_topic(self, partition: int, name: str, topic: str, topics_key: bytes, mark: bytes) -> Any:
+        keys = self._layout.topic(topic)
+        names = (keys.members, keys.users, topics_key, self._layout.node_members(partition, name, topic))
+        more = 1
+        while more:
+            told, more = yield self._pool.call(
+                partition, self._pool.scripts.reap, names, (keys.channel, name, topic), may_repeat=False
+            )
+            if told:
+                self._brought_about(topic, told)
+
+    def _reaped(self, node: bytes, _: Any) -> None:
+        self._reaping.discard(node)
+
+    def _not_reaped(self, failure: Failure, node: bytes) -> None:
+        # The next beat tries again.
+        if not failure.check(Unavailable):
+            self._log.failure("the members of node {node} are not taken out", failure, node=node.decode())
