@@ -123,8 +123,8 @@ class Sentinels:
         replication: Replication,
         *,
         name: str = "zcomm",
-        down_after: float = 0.5,
-        failover_timeout: float = 1.0,
+        down_after: float = 0.75,
+        failover_timeout: float = 1.5,
         quorum: int = 2,
         password: str = "",
         places: tuple[Place, ...] = (HERE,) * 3,
@@ -249,10 +249,22 @@ class Sentinels:
             server.set(sentinel=lines)
         start_all(self.servers)
         for server in self.servers:
-            # Not the period of PING: a replica that has not been heard of in five of them is none to promote, and one
-            # of a dead master is asked each second only.
+            # The period of PING is that of new connections, too: shorter than the patience with a server that has just
+            # ended all connections. And a fifth of the time in which a replica must have been heard of to be promoted,
+            # which is asked each second when its master is dead: no shorter either.
             server.call(
-                *("SENTINEL", "DEBUG", "INFO-PERIOD", 300, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 200),
+                *(
+                    "SENTINEL",
+                    "DEBUG",
+                    "PING-PERIOD",
+                    300,
+                    "INFO-PERIOD",
+                    300,
+                    "PUBLISH-PERIOD",
+                    200,
+                    "ASK-PERIOD",
+                    200,
+                ),
                 *("TILT-PERIOD", 1000, "ELECTION-TIMEOUT", 2000, "MIN-LINK-RECONNECT-PERIOD", 1000),
             )
         self.wait_until_settled()
