@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client", "commands"),
     ("host", "web", "testing"),
     ("comm",),
-    ("threaded",),
+    ("threaded", "workers"),
     ("legacy", "tap", "cli", ""),
 )
 
@@ -306,7 +306,13 @@ INSIDES = {
         "wasNotCleanReason",
         "websocket_version",
     ),
-    "zcomm.runtime.acceptor": ("_buildAddr", "numberAccepts"),
+    "zcomm.runtime.acceptor": (
+        "_buildAddr",
+        "_fromListeningDescriptor",
+        "_preexistingSocket",
+        "_shouldShutdown",
+        "numberAccepts",
+    ),
     "zcomm.runtime.process": ("_run_exitfuncs", "get_objects"),
     "zcomm.runtime.reactor": ("_SIGCHLDWaker", "_asyncioEventloop", "_disconnectSelectable", "_internalReaders"),
     "zcomm.runtime.transports": ("_tempDataBuffer", "_tempDataLen", "dataBuffer"),

@@ -7,7 +7,7 @@ failure is an errback with a typed error. :mod:`zcomm.threaded` has the same met
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -273,11 +273,15 @@ class zComm(MultiService):
         return getattr(self.zcli, name, None) if part is None else part
 
     def _pages(self) -> WebPages:
+        return WebPages(self._health_report(), self._site())
+
+    def _health_report(self) -> HealthReport:
         data = self.zcli if isinstance(self.zcli, Host) else None
-        www, site = self.config.websocket.www, None
-        if www is not None:
-            site = Site(www, self.program.page_workers(), self.config.data_dir)
-        return WebPages(HealthReport(data, lambda: self._manager, self.reactor.seconds), site)
+        return HealthReport(data, lambda: self._manager, self.reactor.seconds)
+
+    def _site(self) -> Site | None:
+        www = self.config.websocket.www
+        return None if www is None else Site(www, self.program.page_workers(), self.config.data_dir)
 
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.
@@ -395,6 +399,30 @@ class zComm(MultiService):
 
     def _end_sessions(self, user: str) -> int:
         return sum(bifrost.close_clients(lambda client: client.identity.name == user) for bifrost in self.websockets)
+
+    def read_anew(self) -> Iterator[tuple[str, ZCommError | None]]:
+        """Read the policy, the tokens, the kinds of topics, the allowed origins and the TLS certificates anew.
+
+        It yields of each what it was, and why it cannot be used where that is so: what was read before holds then.
+
+        Nobody who may stay notices.
+        """
+        parts: list[tuple[str, Callable[[], Any]]] = [
+            ("the policy and the tokens", self.program.reload),
+            ("the topics", self.topics.reload),
+        ]
+        for server in self.websockets:
+            parts.append(("the allowed origins", server.reload_origins))
+            if server.has_certificates:
+                parts.append(("the TLS certificates", server.reload_certificates))
+        for what, read in parts:
+            try:
+                read()
+            except ZCommError as error:
+                yield what, error
+            else:
+                yield what, None
+        self._judge_live()
 
     def judge_live(self) -> None:
         """Judge live queries by the rights of now, at all processes on the same engine: who has no right any more to
@@ -549,6 +577,11 @@ class zComm(MultiService):
         :raises UnknownService: when there is no service of that name.
         """
         return self.services_manager.connection_info(service_name)
+
+    @property
+    def has_services(self) -> bool:
+        """Whether a local service was named or asked for."""
+        return self._manager is not None
 
     # -- network utilities
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import atexit
 import errno
-import gc
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,8 +22,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zcomm.auth.sessions import invite
-from zcomm.budget.allocator import LOOK, give_back_large_memory, giver
-from zcomm.comm import zComm
+from zcomm.budget.allocator import give_back_large_memory, settle
 from zcomm.config import (
     BROADCAST_MODES,
     MOST_CONNECTIONS,
@@ -42,12 +40,14 @@ from zcomm.config import (
     threads_from,
 )
 from zcomm.errors import ConfigError, CredentialsError, Unavailable, ZCommError
-from zcomm.host import Host
+from zcomm.host import Host, demo
 from zcomm.runtime.process import PidFile, exit_failed, remove_stale_pid_file, wait_for_daemon
-from zcomm.runtime.reactor import install_if_free
+from zcomm.runtime.reactor import UvloopReactor, install_if_free
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import keep_every_line, use_non_blocking_output
 from zcomm.text import did_you_mean, redact_url, some
+from zcomm.workers.crew import MOST_WORKERS, Crew
+from zcomm.workers.parent import Parent, for_parent
 
 __all__ = ["Options", "makeService"]
 
@@ -69,7 +69,7 @@ class Options(usage.Options):
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds a token: zcomm token show. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
         "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, "
-        "ZCOMM_THREADS, ZCOMM_ENGINE, ZCOMM_WWW, ZCOMM_HOME"
+        "ZCOMM_THREADS, ZCOMM_ENGINE, ZCOMM_WORKERS, ZCOMM_WWW, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -107,6 +107,12 @@ class Options(usage.Options):
             None,
             f"which results others hear of: {', '.join(BROADCAST_MODES)}; all includes those made for one person "
             "[ZCOMM_BROADCAST, else changes]",
+        ],
+        [
+            "workers",
+            None,
+            None,
+            "processes that serve clients; with more than one the parent only keeps them [ZCOMM_WORKERS, else 1]",
         ],
         ["threads", None, None, "worker threads, for plain functions and commands [ZCOMM_THREADS, else 10]"],
         ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
@@ -205,6 +211,7 @@ class Options(usage.Options):
         """
         try:
             self["config"] = self._config()
+            self["count"] = worker_count(os.environ, self["workers"])
         except ConfigError as error:
             raise usage.UsageError(str(error)) from None
 
@@ -246,6 +253,20 @@ class Options(usage.Options):
         )
 
 
+def worker_count(environ: Mapping[str, str], option: str | None) -> int:
+    """The number of workers: ``--workers``, ``ZCOMM_WORKERS``, 1.
+
+    :raises ConfigError: naming which of them is no whole number from 1 to :data:`MOST_WORKERS`.
+    """
+    name = "ZCOMM_WORKERS" if option is None else "--workers"
+    text = (environ.get(name, "") if option is None else option).strip()
+    if option is None and not text:
+        return 1
+    if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= MOST_WORKERS:
+        raise ConfigError(name, f"{text!r} is no number of workers; use one from 1 to {MOST_WORKERS}")
+    return int(text)
+
+
 def _number(name: str, text: str, whole: bool) -> int | float:
     try:
         return int(text) if whole else float(text)
@@ -253,7 +274,7 @@ def _number(name: str, text: str, whole: bool) -> int | float:
         raise ConfigError(name, f"{text!r} is not a {'whole ' if whole else ''}number") from None
 
 
-class Server(zComm):
+class Server(Parent):
     """zComm as a daemon: what cannot be started ends the process with one line and status 1."""
 
     _log = Logger()
@@ -316,22 +337,14 @@ class Server(zComm):
             self._log.info("{line}", line=line)
         self.program.tell_of_roles()
         self._show_link()
-        # Everything that lives as long as the process is there now. Without this the collector walks it and all
-        # open connections again for each few hundred new ones, an eighth of a handshake's time. What it walks at once
-        # is what came since: ten thousand objects, most of them garbage, take it ten milliseconds.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(2_000, 5, 100)
-        if (memory := giver()) is not None:
-            self._looking = LoopingCall(memory.look)
-            self._looking.clock = self.reactor
-            self._looking.start(LOOK, now=False)
+        self._looking = settle(self.reactor)
         self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
 
     def stopService(self) -> Deferred[None]:
         """Stop all of it, in order."""
-        if self._looking is not None and self._looking.running:
-            self._looking.stop()
+        looking, self._looking = self._looking, None
+        if looking is not None and looking.running:
+            looking.stop()
         return super().stopService()
 
     def reload(self) -> None:
@@ -348,22 +361,13 @@ class Server(zComm):
         if self._stopping or not self.websockets:
             self._log.info("nothing is read anew: it stops")
             return
-        server = self.websockets[0]
-        parts: list[tuple[str, Callable[[], Any]]] = [
-            ("the policy and the tokens", self.program.reload),
-            ("the topics", self.topics.reload),
-            ("the allowed origins", server.reload_origins),
-        ]
-        if server.has_certificates:
-            parts.append(("the TLS certificates", server.reload_certificates))
-        for what, read in parts:
-            try:
-                read()
-            except ZCommError as error:
+        for what, error in self.read_anew():
+            if error is not None:
                 self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
             else:
                 self._log.info("{what} were read anew", what=what)
-        self._judge_live()
+        if self.crew is not None:
+            self.crew.reload()
         self._log.info("{line}", line=self._in_force())
 
     def _in_force(self) -> str:
@@ -389,6 +393,8 @@ class Server(zComm):
         lines.append(f"database {shown}")
         if config.engine:
             lines.append(f"engine {redact_url(config.engine)}")
+        if self.crew is not None:
+            lines.append(f"workers: {self.crew.count}, engine {redact_url(self.engine_of_workers)}")
         lines.append(f"services: {', '.join(self.wanted_services) or 'none'}")
         if os.geteuid() == 0:
             lines.append(
@@ -446,6 +452,14 @@ class Server(zComm):
         self.reactor.stop()
 
 
+def reactor_name(reactor: Any, options: Options) -> str:
+    """The name by which twistd knows the reactor of this process; empty for Twisted's own choice."""
+    if isinstance(reactor, UvloopReactor):
+        return "zcomm"
+    # twistd's own options are those of the parent.
+    return "" if options.parent is None else options.parent.get("reactor") or ""
+
+
 def makeService(options: Options, reactor: Any = None) -> IService:
     """Assemble the one service that ``options`` describe.
 
@@ -467,12 +481,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         use_non_blocking_output()
     try:
         make_data_directory(config.data_dir)
-        server = Server(Host(config, reactor), config=config, environ=os.environ, reactor=reactor)
+        count = options["count"]
+        own = for_parent(config) if count > 1 else config
+        server = Server(Host(own, reactor), config=own, environ=os.environ, reactor=reactor)
         if config.demo:
-            from zcomm.host import demo
-
-            server.program.functions.update(demo.functions)
-            demo.add_pages(server.program.pages)
+            demo.add_to(server.program)
+        if count > 1:
+            server.have_workers(Crew(server, count, reactor_name(reactor, options)), config.engine)
         server.create_websocket()
         server.check_below()
         # Before it becomes a daemon, so that whoever started it sees why not.

@@ -120,6 +120,20 @@ def test_a_page_of_ones_own(tmp_path: Path, serve: Callable[..., RunningServer])
     assert f"zcomm: --www: {pages}/health: /health is zComm's own; give it another name" in done.stderr.splitlines()
 
 
+@runs("operations-workers")
+def test_several_processes(serve: Callable[..., RunningServer]):
+    """The command starts them; both metrics of theirs are there under the names that the page has."""
+    server = serve(["bash", "-c", f"exec {block('operations-workers').text}"], WEBSOCKET_PORT="0")
+    server.wait_for_log(r"\] ready")
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": f"Bearer {server.token}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        told = response.read().decode().splitlines()
+    assert {"zcomm_workers 2.0", "zcomm_worker_restarts_total 0.0"} <= set(told)
+    assert server.stop() == 0, server.log
+
+
 @runs("operations-tokens")
 def test_tokens_are_added_listed_and_revoked(tmp_path: Path):
     """The list names the user and never shows the token."""
@@ -429,7 +443,10 @@ def test_health_and_metrics(serve: Callable[..., RunningServer]):
     health = shell(block("operations-health").text.replace(":56891", f":{server.port}"), server.home)
     assert '"status"' in health and health.lstrip().startswith("{")
     told = shell(block("operations-metrics").text.replace(":56891", f":{server.port}"), server.home)
-    documented = re.findall(r"``(zcomm_\w+)", Path(__file__).parents[2].joinpath("docs/operations.rst").read_text())
+    # Those of workers are there where there are some.
+    documented = re.findall(
+        r"``(zcomm_(?!worker)\w+)", Path(__file__).parents[2].joinpath("docs/operations.rst").read_text()
+    )
     assert len(documented) > 4 and all(f"# TYPE {name} " in told for name in documented)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30)

@@ -24,7 +24,7 @@ from zcomm.bifrost.connection import Connection, ServerState, Transport
 from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.pending import HttpResponder, Outsiders, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
-from zcomm.bifrost.registry import Registry, user_of
+from zcomm.bifrost.registry import Elsewhere, Registry, user_of
 from zcomm.bifrost.session import REFUSED
 from zcomm.config import SPARE_FILES, Limits, file_limit
 from zcomm.errors import HandshakeRefused
@@ -144,6 +144,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.registry = broadcaster.registry
         #: Those who call over HTTP. They count as connections, and hear of nothing.
         self.callers: Registry[Connection] = Registry()
+        #: Those at other processes of the same server, who count as well.
+        self.elsewhere = Elsewhere()
         self.topics = topics
         self.clock = clock
         self.batch = batch
@@ -330,7 +332,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         """
         # The last are for who runs the server, so that no crowd of users keeps it from looking what they do.
         kept = 0 if identity is None or is_operator(identity) else self._kept_places
-        return len(self.registry.members) + len(self.callers.members) >= self.limits.connections - kept
+        here = len(self.registry.members) + len(self.callers.members)
+        return here + self.elsewhere.total >= self.limits.connections - kept
 
     def check_user_limit(self, identity: Identity, peer: str) -> None:
         """Let a user have a connection more.
@@ -338,7 +341,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         :raises HandshakeRefused: when it has as many as one user may have.
         """
         user = user_of(identity, peer)
-        if self.registry.connections_of(user) + self.callers.connections_of(user) >= self._places_of_user:
+        here = self.registry.connections_of(user) + self.callers.connections_of(user)
+        if here + self.elsewhere.connections_of(user) >= self._places_of_user:
             # It passes, as soon as one of them has ended.
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 

@@ -51,9 +51,14 @@ class AttemptWindow:
     :param clock: seconds on the monotonic clock.
     :param span: seconds after the last failure until all are forgotten.
     :param peers: how many peers are remembered; the one quiet the longest is forgotten first.
+    :ivar tell: called with each peer that fails here, where other processes count its failures as well.
+    :ivar counting: how many processes do, this one included. What each lets somebody try before it has heard of the
+        others is less by that.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float], span: float = 60.0, peers: int = 10_000):
+        self.tell: Callable[[str], None] | None = None
+        self.counting = 1
         self.span = span
         self._limit = limit
         self._clock = clock
@@ -78,6 +83,12 @@ class AttemptWindow:
 
     def failed(self, peer: str) -> None:
         """Count one failure of ``peer``; its minute starts anew with each."""
+        self.heard(peer)
+        if self.tell is not None:
+            self.tell(peer)
+
+    def heard(self, peer: str) -> None:
+        """Count one failure of ``peer`` in another process."""
         count = self._limit - self.left(peer)
         self._failures.pop(peer, None)
         self._failures[peer] = count + 1, self._clock()
@@ -313,10 +324,13 @@ class Logins:
     def _wait(self, address: str, line: _Line) -> float:
         """Seconds until the next of the line may be asked about, unless what is being asked ends sooner; infinity where
         only that decides."""
-        if self._failures.left(address) > line.asking:
+        counting = self._failures.counting
+        left = self._failures.left(address)
+        # Other processes may be asking about as many; one of each they let through in any case.
+        if left >= (line.asking + 1) * counting or (left and not line.asking):
             return 0.0
         if not line.asking:
-            due = self._failures.since(address) + APART
+            due = self._failures.since(address) + APART * counting
         elif self._failures.since(address) > float("-inf"):
             # When all failures are forgotten there may be room beside what is being asked.
             due = self._failures.since(address) + self._failures.span

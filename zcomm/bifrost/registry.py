@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.peers import block_of
 
-__all__ = ["Member", "Registry", "user_of"]
+__all__ = ["Elsewhere", "Member", "Registry", "user_of"]
 
 
 class Member(Protocol):
@@ -33,6 +33,20 @@ def _user(member: Member) -> str:
 M = TypeVar("M", bound=Member)
 
 
+class Elsewhere:
+    """The connections that other processes have of the same server, as far as they have told; none where it has no
+    others.
+
+    :ivar total: how many there are.
+    """
+
+    total: int = 0
+
+    def connections_of(self, user: str) -> int:
+        """The number of connections that a user has there."""
+        return 0
+
+
 class Registry(Generic[M]):
     """The open connections of one server.
 
@@ -45,6 +59,8 @@ class Registry(Generic[M]):
     """
 
     def __init__(self) -> None:
+        #: Called with each user whose number of connections is another now, where somebody wants to know.
+        self.tell: Callable[[str], None] | None = None
         self.groups: dict[Identity, dict[M, None]] = {}
         self.members: dict[M, dict[M, None]] = {}
         self._by_user: dict[str, int] = {}
@@ -56,6 +72,8 @@ class Registry(Generic[M]):
         group[member] = None
         user = _user(member)
         self._by_user[user] = self._by_user.get(user, 0) + 1
+        if self.tell is not None:
+            self.tell(user)
 
     def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
@@ -70,6 +88,8 @@ class Registry(Generic[M]):
         left = self._by_user.pop(user) - 1
         if left:
             self._by_user[user] = left
+        if self.tell is not None:
+            self.tell(user)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -81,6 +101,11 @@ class Registry(Generic[M]):
     def connections_of(self, user: str) -> int:
         """The number of connections that a user has, by :func:`user_of`, with any of its tokens."""
         return self._by_user.get(user, 0)
+
+    @property
+    def users(self) -> list[str]:
+        """The users that are connected, each once."""
+        return list(self._by_user)
 
     @property
     def identities(self) -> list[Identity]:

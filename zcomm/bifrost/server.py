@@ -9,7 +9,7 @@ from typing import Any, cast
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -152,8 +152,9 @@ class zBifrost(Service, metaclass=HookRefusing):
             checker = _NobodyKnown()
         self._checker: ICredentialsChecker | None = checker
         proxies = config.proxies()
-        failures = AttemptWindow(limits.auth_failures, reactor.seconds)
-        admission = Admission(config.origins(), self._checker, failures, reactor)
+        #: Failed tokens by address.
+        self.failures = AttemptWindow(limits.auth_failures, reactor.seconds)
+        admission = Admission(config.origins(), self._checker, self.failures, reactor)
         self.factory = BifrostFactory(
             limits,
             admission,
@@ -167,6 +168,8 @@ class zBifrost(Service, metaclass=HookRefusing):
             proxies,
             topics,
         )
+        #: Makes the endpoints to listen on, from the configuration and the reactor.
+        self.endpoints: Callable[[WebSocketConfig, Any], list[IStreamServerEndpoint]] = server_endpoints
         self._certified: list[TLSEndpoint] = []
         self._ports: list[IListeningPort] = []
         self._listening: Waiters[IListeningPort] = Waiters()
@@ -280,6 +283,11 @@ class zBifrost(Service, metaclass=HookRefusing):
     def listens_on(self, port: IListeningPort) -> bool:
         """Whether ``port`` is one of its own."""
         return port in self._ports
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """All that it listens on, in the order of its endpoints; none while it does not."""
+        return list(self._ports)
 
     @property
     def is_idle(self) -> bool:
@@ -398,7 +406,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             return succeed(self._ports[0]) if self._ports else self._asking.add()
         try:
             self.topics.check_hooks()
-            endpoints = server_endpoints(self.config, self._reactor)
+            endpoints = self.endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
         below = [endpoint.below if isinstance(endpoint, ProxiedEndpoint) else endpoint for endpoint in endpoints]
@@ -434,7 +442,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             self._tokens.start(TOKEN_CHECK, now=False)
         self._engine.attach(self.broadcaster)
         self.topics.serve(self.registry)
-        for address in self.addresses:
+        for address in self.addresses if self.endpoints is server_endpoints else ():
             how = " (for a proxy that sends the header of the PROXY protocol)" if address.is_proxied else ""
             self._log.info("zBifrost listening on {url}{how}", url=address.url, how=how)
         self._listening.fire(ports[0])

@@ -10,8 +10,9 @@ from twisted.internet.task import deferLater
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.errors import Invalid
+from zcomm.host.program import Program
 
-__all__ = ["add_pages", "functions"]
+__all__ = ["add_pages", "add_to", "functions"]
 
 functions = FunctionRegistry()
 
@@ -71,6 +72,12 @@ async def greet(*, ask: Callable[[Any], Any], progress: Callable[[int, int, str]
         await deferLater(reactor, 0.2)
         progress(step, steps, f"step {step} of {steps} over the bridge")
     return f"Welcome to the other side, {name.strip()}!"
+
+
+def add_to(program: Program) -> None:
+    """Let a program have the functions and the pages of the demo."""
+    program.functions.update(functions)
+    add_pages(program.pages)
 
 
 def add_pages(pages: PageRegistry) -> None:

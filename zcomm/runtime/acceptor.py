@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import LogEvent, Logger
 
 from zcomm.runtime.logthrottle import Throttle
 
-__all__ = ["ACCEPTS", "UNSENT", "Port", "restrain"]
+__all__ = ["ACCEPTS", "UNSENT", "Port", "adopt", "lend", "pause_while", "restrain"]
 
 #: Connections accepted in one turn of the reactor at most; the rest wait in the backlog for the next turn.
 ACCEPTS = 8
@@ -56,6 +58,58 @@ def restrain(listening: Any) -> None:
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 
+def adopt(listening: socket.socket, factory: Any, reactor: Any) -> IListeningPort:
+    """Accept on a socket that other processes accept on as well: the end of this port is not that of the socket, and
+    the path of a Unix socket is left to whoever made it.
+
+    :param listening: a socket that listens; it is copied.
+    """
+    port: Any
+    if listening.family == socket.AF_UNIX:
+        port = _SharedUnixPort._fromListeningDescriptor(reactor, listening.fileno(), factory)
+    else:
+        # The kind of port that the reactor makes.
+        kind = getattr(reactor, "port_class", tcp.Port)
+        port = kind._fromListeningDescriptor(reactor, listening.fileno(), listening.family, factory)
+    port.startListening()
+    return port  # type: ignore[no-any-return]
+
+
+def lend(listening: Any) -> socket.socket:
+    """The socket of a port, for other processes to accept on: the port itself accepts nobody from now on, and its end
+    leaves theirs as they are.
+
+    :raises TypeError: for a port that is none of TCP or of a Unix socket.
+    """
+    if not isinstance(listening, tcp.Port):
+        raise TypeError(f"{type(listening).__name__} has no socket that several processes could accept on")
+    listening.stopReading()
+    listening._shouldShutdown = False
+    lent: socket.socket = listening.socket.dup()
+    return lent
+
+
+def pause_while(listening: Any, is_ahead: Callable[[], bool], pause: float) -> None:
+    """Have a port accept nobody for ``pause`` seconds whenever ``is_ahead()`` says so, and then whoever is there."""
+    if not isinstance(listening, tcp.Port):
+        return
+    port: Any = listening
+    accept = port.doRead
+    #: Whether it has paused just now.
+    paused = [False]
+
+    def accept_or_wait() -> Any:
+        if not paused[0] and is_ahead():
+            paused[0] = True
+            port.stopReading()
+            port.reactor.callLater(pause, _read_on, port)
+            return None
+        paused[0] = False
+        return accept()
+
+    vars(port)["doRead"] = accept_or_wait
+
+
 def _read_on(port: Any) -> None:
     if port.connected and not port.disconnecting:
         port.startReading()
@@ -94,6 +148,26 @@ class _Failures:
         """Whether there was a failure since the last time."""
         met, self._met = self._met, False
         return met
+
+
+class _SharedUnixPort(unix.Port):
+    """A Unix socket that another process has made, and will remove."""
+
+    _shouldShutdown = False  # noqa: N815 (the name is Twisted's)
+
+    def startListening(self) -> None:
+        """Accept; Twisted's own would give its path another mode, and the socket another backlog."""
+        port: Any = self
+        port.factory.doStart()
+        port.socket, port._preexistingSocket = port._preexistingSocket, None
+        port.fileno = port.socket.fileno
+        self.connected = True
+        self.numberAccepts = ACCEPTS
+        self.startReading()
+
+    def connectionLost(self, reason: Any) -> None:
+        """Forget the socket, and leave its path."""
+        tcp.Port.connectionLost(self, reason)
 
 
 class Port(tcp.Port):

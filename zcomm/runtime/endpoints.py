@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from OpenSSL import SSL, crypto
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError, VerifyError
 from twisted.internet.interfaces import (
@@ -35,10 +35,11 @@ from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, read_proxy_header, socket_address
 from zcomm.reading import open_to_everybody
+from zcomm.runtime.acceptor import adopt
 from zcomm.runtime.files import FileLock
 from zcomm.runtime.process import keep_from_children
 
-__all__ = ["Address", "ProxiedEndpoint", "TLSEndpoint", "addresses", "server_endpoints"]
+__all__ = ["Address", "ProxiedEndpoint", "TLSEndpoint", "addresses", "server_endpoints", "shared_endpoints"]
 
 BACKLOG = 4096
 _OPTION = "--listen"
@@ -102,6 +103,48 @@ def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServe
         host = "127.0.0.1"
     kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
     return [kind(reactor, config.port, BACKLOG, host)]
+
+
+def shared_endpoints(
+    sockets: Sequence[socket.socket], config: WebSocketConfig, reactor: Any
+) -> list[IStreamServerEndpoint]:
+    """The endpoints that ``config`` names, on sockets that another process has bound for them and accepts on as well.
+
+    :param sockets: one for each.
+    :raises ConfigError: as :func:`server_endpoints`, for TLS.
+    """
+    descriptions = config.listen or ("tcp",)
+    return [_shared(each, reactor, listening) for each, listening in zip(descriptions, sockets, strict=True)]
+
+
+def _shared(description: str, reactor: Any, listening: socket.socket) -> IStreamServerEndpoint:
+    kind, _, inner = description.partition(":")
+    if kind == "haproxy":
+        return ProxiedEndpoint(_shared(inner, reactor, listening))
+    shared = SharedEndpoint(listening, reactor)
+    return TLSEndpoint(description, shared) if _tls_files(description) else shared
+
+
+@implementer(IStreamServerEndpoint)
+class SharedEndpoint:
+    """An endpoint on a socket that other processes accept on as well (:func:`~zcomm.runtime.acceptor.adopt`).
+
+    It stands in the place of the reactor for a :class:`TLSEndpoint` above it.
+    """
+
+    def __init__(self, listening: socket.socket, reactor: Any):
+        self._socket = listening
+        self._reactor = reactor
+
+    def listen(self, factory: Any) -> Deferred[IListeningPort]:
+        """Accept; a Deferred of the port."""
+        return maybeDeferred(adopt, self._socket, factory, self._reactor)
+
+    def listenSSL(
+        self, port: int, factory: Any, contextFactory: IOpenSSLContextFactory, backlog: int, interface: str
+    ) -> IListeningPort:
+        """Accept with TLS; where, the socket knows."""
+        return adopt(self._socket, TLSMemoryBIOFactory(contextFactory, False, factory), self._reactor)
 
 
 @implementer(IStreamServerEndpoint, IOpenSSLContextFactory)

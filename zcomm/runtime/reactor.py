@@ -47,6 +47,9 @@ class UvloopReactor(AsyncioSelectorReactor):
     others, who are one event to it, which ends by the clock.
     """
 
+    #: The ports of TCP that it makes.
+    port_class = Port
+
     def __init__(self, eventloop: Any):
         #: Who is read from, by file descriptor.
         self._reading: dict[int, Any] = {}

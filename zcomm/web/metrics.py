@@ -5,7 +5,8 @@ The counters are plain numbers where they are counted; they become metrics only 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,7 +15,10 @@ from zcomm.bifrost.server import zBifrost
 from zcomm.budget.budgets import Budgets
 from zcomm.interfaces import Anybody
 
-__all__ = ["metrics_of"]
+__all__ = ["Family", "metrics_of", "numbers_of", "text_of"]
+
+#: A metric in plain values: its name, type and meaning, and of each of its samples the name, labels and value.
+Family = list[Any]
 
 #: How many users are told of, and characters of a name.
 DEAREST = 10
@@ -26,6 +30,36 @@ def metrics_of(bifrost: zBifrost) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Numbers(bifrost))
     return generate_latest(registry)
+
+
+def numbers_of(bifrost: zBifrost) -> list[Family]:
+    """The numbers of ``bifrost``, as they are now, in plain values that one process can tell another."""
+    return [
+        [each.name, each.type, each.documentation, [[one.name, one.labels, one.value] for one in each.samples]]
+        for each in _Numbers(bifrost).collect()
+    ]
+
+
+def text_of(families: Iterable[Family]) -> bytes:
+    """Metrics of plain values as text."""
+    registry = CollectorRegistry()
+    registry.register(_Told(families))
+    return generate_latest(registry)
+
+
+class _Told:
+    """Gives the registry of one request metrics of plain values."""
+
+    def __init__(self, families: Iterable[Family]):
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """Make them; called by the registry."""
+        for name, kind, meaning, samples in self._families:
+            metric = Metric(name, meaning, kind)
+            for sample, labels, value in samples:
+                metric.add_sample(sample, labels, value)
+            yield metric
 
 
 class _Numbers:

@@ -108,11 +108,18 @@ class WebPages:
 
     :param health: reports the state of a server and what it needs, ``"status": "ok"`` when all is well.
     :param site: the user's own files, which come before the demo page.
+    :param metrics: makes the text of the metrics of a server, or a Deferred of it.
     """
 
     _log = Logger()
 
-    def __init__(self, health: Callable[[zBifrost], Deferred[dict[str, Any]]], site: Site | None = None):
+    def __init__(
+        self,
+        health: Callable[[zBifrost], Deferred[dict[str, Any]]],
+        site: Site | None = None,
+        metrics: Callable[[zBifrost], bytes | Deferred[bytes]] = metrics_of,
+    ):
+        self._metrics = metrics
         self._health = health
         self._site = site
         self._calls = Calls()
@@ -216,7 +223,8 @@ class WebPages:
         if not is_here and not bifrost.dispatcher.permissions.allows(identity, "use", "admin", "metrics"):
             factory.refused(peer, "No right to the metrics")
             return self._response(head, 403, _FORBIDDEN, _PLAIN)
-        return self._response(head, 200, metrics_of(bifrost), "text/plain; version=0.0.4; charset=utf-8")
+        text = yield self._metrics(bifrost)
+        return self._response(head, 200, text, "text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod
     def _response(
