@@ -797,6 +797,16 @@ class IEngine(IService):
     def leave(topic: str, connection: str, teller: Any = None) -> None:  # noqa: N805 (an interface has no self)
         """Let a connection leave a topic."""
 
+    def claim(name: str, member: str, limit: int) -> Deferred[bool]:  # noqa: N805 (an interface has no self)
+        """Ask for one of ``limit`` places that all processes together have under ``name``; given back with
+        :meth:`release`, and when the process is dead.
+
+        :return: a Deferred of whether there was one. It fails with :class:`~zcomm.errors.Unavailable`.
+        """
+
+    def release(name: str, member: str) -> None:  # noqa: N805 (an interface has no self)
+        """Give a place back. Harmless where there is none."""
+
     def members(topic: str, most: int = 200) -> Deferred[Members]:  # noqa: N805 (an interface has no self)
         """A Deferred of the members of a topic, with names where they are no more than ``most``."""
 

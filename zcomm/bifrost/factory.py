@@ -27,7 +27,7 @@ from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.bifrost.registry import Elsewhere, Registry, user_of
 from zcomm.bifrost.session import REFUSED
 from zcomm.config import SPARE_FILES, Limits, file_limit
-from zcomm.errors import HandshakeRefused
+from zcomm.errors import HandshakeRefused, Unavailable
 from zcomm.interfaces import Identity
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, TrustedProxies, socket_address
@@ -157,6 +157,9 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.proxies = TrustedProxies() if proxies is None else proxies
         self._kept_places = min(KEPT_PLACES, limits.connections // 16)
         self._places_of_user = limits.connections_per_user or max(limits.connections // 2, min(limits.connections, FEW))
+        #: The places of users that were claimed among those of all processes, by channel.
+        self._claims: dict[Channel, tuple[str, str]] = {}
+        self._claimed = 0
         self.pending = PendingHandshakes(limits, clock)
         self.timeouts = Timeouts(clock)
         #: Connections ended by the server or refused, by reason; each counts once.
@@ -346,6 +349,26 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             # It passes, as soon as one of them has ended.
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 
+    def claim(self, channel: Channel, identity: Identity, peer: str) -> Deferred[bool] | None:
+        """Ask the engine whether a user may have a connection more, where a number was given and several processes
+        share the engine; ``None`` where this process alone counts. The place is the channel's until it has ended."""
+        engine, most = self.state.engine, self.limits.connections_per_user
+        if not engine.is_shared or not most:
+            return None
+        self._claimed += 1
+        place = f"connections {user_of(identity, peer)}", f"{engine.node}-{self._claimed:x}"
+        self._claims[channel] = place
+
+        def claimed(has_place: bool) -> bool:
+            if self._claims.get(channel) != place:
+                # It has ended meanwhile.
+                engine.release(*place)
+            return has_place
+
+        # Where the engine is away, each process goes by what it knows.
+        claiming = engine.claim(*place, most).addErrback(lambda failure: failure.trap(Unavailable) and True)
+        return claiming.addCallback(claimed)
+
     def not_admitted(self, identity: Identity) -> None:
         """Forget a client whose token was right and that is not let in."""
         self.admission.give_back(identity)
@@ -391,6 +414,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def gone(self, channel: Channel) -> None:
         """A TCP connection has ended."""
         self._alive.discard(channel)
+        if self._claims and (place := self._claims.pop(channel, None)) is not None:
+            self.state.engine.release(*place)
         self.outsiders.remove(channel)
         if not self._alive:
             self._emptied()

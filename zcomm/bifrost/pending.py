@@ -32,6 +32,7 @@ from zcomm.interfaces import Identity
 from zcomm.peers import block_of
 from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire import deflate as compression
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = [
     "Candidate",
@@ -379,6 +380,9 @@ class HandshakeServer(Protocol):
     def check_user_limit(self, identity: Identity, peer: str) -> None:
         """Raise HandshakeRefused where the user has as many connections as one may have."""
 
+    def claim(self, client: Any, identity: Identity, peer: str) -> Deferred[bool] | None:
+        """Ask for a place of the user's among those of all processes; ``None`` where this one alone counts."""
+
     def not_admitted(self, identity: Identity) -> None:
         """Forget a client whose token was right and that is not let in."""
 
@@ -537,10 +541,21 @@ class HandshakeSession:
         self._deciding = deciding = admitter.admit(
             upgrade, client.peer, client.is_local, client.local_address, client.leave_place
         )
+        deciding.addCallback(self._claim)
         deciding.addCallbacks(self._admit, self._refuse, callbackArgs=(upgrade,), errbackArgs=(upgrade,))
         deciding.addErrback(self._server.unexpected)
         if not deciding.called:
             client.pause_for_admission()
+
+    def _claim(self, identity: Identity) -> Identity | Deferred[Identity]:
+        claiming = self._server.claim(self._client, identity, self._client.peer)
+        return identity if claiming is None else claiming.addCallback(self._claimed, identity)
+
+    def _claimed(self, has_place: bool, identity: Identity) -> Identity:
+        if not has_place:
+            self._server.not_admitted(identity)
+            raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
+        return identity
 
     def _admit(self, identity: Identity, upgrade: Upgrade) -> None:
         server = self._server

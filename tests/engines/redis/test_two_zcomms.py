@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest_twisted
 from support.docs_blocks import block, runs
-from support.rawclient import RawClient, connect
+from support.rawclient import Opcode, RawClient, connect
 from support.redisserver import RedisServer
 from support.waiting import wait_until
 from twisted.internet import reactor
 
 from zcomm import Config, WebSocketConfig, zComm
+from zcomm.config import Limits
 from zcomm.host import Host
 
 Pair = tuple[zComm, zComm]
 
 
-async def server(directory: Path, engine: str) -> zComm:
+async def server(directory: Path, engine: str, **limits: Any) -> zComm:
     """A zComm that listens, with the demo's models."""
-    config = Config(directory, WebSocketConfig(port=0, require_auth=False), engine=engine)
+    config = Config(directory, WebSocketConfig(port=0, require_auth=False, limits=Limits(**limits)), engine=engine)
     comm = zComm(Host(config, reactor), config=config, environ={"HOME": str(directory)}, reactor=reactor)
     await comm.start_websocket()
     await comm.start_below()
@@ -125,6 +126,30 @@ async def test_the_program_reaches_the_connections_of_both(pair: Pair):
     assert a.end_sessions("anonymous") == 1
     for client in (near, far):
         assert (await client.next_close()).close_code == 1013
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_connections_of_a_user_are_counted_together(tmp_path: Path, redis: RedisServer, prefix: str):
+    """Where a number was given it is for all processes; a place that was left is free at once, wherever."""
+    engine = f"{redis.unix_url}?prefix={prefix}"
+    a, b = [await server(tmp_path / name, engine, connections_per_user=3) for name in "ab"]
+    clients = [await client_of(comm) for comm in (a, b, a)]
+    for comm in (a, b):
+        refused = await client_of(comm)
+        assert (await refused.next_close()).close_code == 1013
+    clients[1].abort()
+
+    async def has_come_in() -> bool:
+        client = await client_of(a)
+        client.send_json({"zKey": "ping", "_requestId": 1})
+        frame = await client.next()
+        return bool(frame.opcode == Opcode.TEXT)
+
+    while not await has_come_in():
+        pass
+    for comm in (a, b):
+        await comm.stopService()
+    assert not redis.call("KEYS", f"{prefix}:{{0}}:p:*")
 
 
 @runs("protocol-engine")

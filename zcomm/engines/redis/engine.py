@@ -615,6 +615,15 @@ class RedisEngine(Service):
         """Let a connection leave a topic."""
         self._lease.own.leave(topic, connection)
 
+    def claim(self, name: str, member: str, limit: int) -> Deferred[bool]:
+        """Ask for one of ``limit`` places of all nodes together; a Deferred of whether there was one."""
+        claiming: Deferred[bool] = self._lease.claim(name, member, limit)
+        return claiming
+
+    def release(self, name: str, member: str) -> None:
+        """Give a place back."""
+        self._lease.release(name, member)
+
     def _brought_about(self, topic: str, change: Change) -> None:
         if self._deliver is not None:
             self._deliver.came_or_went(topic, change)

@@ -18,10 +18,12 @@ from twisted.python.failure import Failure
 from zcomm.budget.written import write_json
 from zcomm.engines.redis.beats import BEAT, Beats
 from zcomm.engines.redis.layout import Layout
+from zcomm.engines.redis.link import Words
 from zcomm.engines.redis.members import Entry, OwnMembers
-from zcomm.engines.redis.pool import Pool, is_refused
+from zcomm.engines.redis.pool import PATIENCE, Pool, is_refused
 from zcomm.engines.redis.protocol import ReplyError
 from zcomm.engines.redis.replies import changes_of
+from zcomm.engines.redis.scripts import Script
 from zcomm.errors import Unavailable
 from zcomm.interfaces import Change
 
@@ -29,6 +31,9 @@ __all__ = ["Lease"]
 
 #: Seconds for which a node that is dead is known to be.
 MARK_KEPT = 24 * 3600
+#: The begin of the topics whose members are places, and seconds that the engine has to say whether there is one: who
+#: asks waits for the handshake.
+PLACES, CLAIM = "$places:", 1.0
 
 
 class Beat(msgspec.Struct):
@@ -100,7 +105,10 @@ class Lease:
         )
 
     @inlineCallbacks
-    def _move(self, topic: str, entries: list[Entry]) -> Any:
+    def _leased(
+        self, topic: str, script: Callable[[], Script], words: Callable[[str], Words], patience: float = PATIENCE
+    ) -> Any:
+        """Run a script on the members of a topic in the name of this node, whatever that is by then."""
         keys = self._layout.topic(topic)
         while True:
             lease = self._lease
@@ -111,19 +119,38 @@ class Lease:
                 self._layout.node_members(keys.partition, lease, topic),
                 self._layout.dead(keys.partition, lease),
             )
-            words: list[bytes | str | int] = [keys.channel, lease, topic]
-            for entry in entries:
-                words += [write_json(entry.connection), entry.user, entry.what, entry.state]
             try:
-                told = yield self._pool.call(keys.partition, self._pool.scripts.move, names, words)
+                reply = yield self._pool.call(keys.partition, script(), names, words(lease), patience=patience)
+                return reply
             except ReplyError as error:
                 if not is_refused(error, "DEADNODE"):
                     raise
                 self._renew_lease(lease)
-                continue
-            if told:
-                self._brought_about(topic, told)
-            return
+
+    @inlineCallbacks
+    def _move(self, topic: str, entries: list[Entry]) -> Any:
+        moves: list[bytes | str | int] = []
+        for entry in entries:
+            moves += [write_json(entry.connection), entry.user, entry.what, entry.state]
+        channel = self._layout.topic(topic).channel
+        told = yield self._leased(topic, lambda: self._pool.scripts.move, lambda lease: [channel, lease, topic, *moves])
+        if told:
+            self._brought_about(topic, told)
+
+    @inlineCallbacks
+    def claim(self, name: str, member: str, limit: int) -> Any:
+        """Ask for one of ``limit`` places; a Deferred of whether there was one."""
+        topic, named = f"{PLACES}{name}", write_json(member)
+        has_place = yield self._leased(
+            topic, lambda: self._pool.scripts.claim, lambda lease: [lease, topic, named, limit], CLAIM
+        )
+        if has_place:
+            self.own.has_entered(topic, member, "")
+        return bool(has_place)
+
+    def release(self, name: str, member: str) -> None:
+        """Give a place back."""
+        self.own.leave(f"{PLACES}{name}", member)
 
     def _renew_lease(self, lease: str) -> None:
         """Go on under another name: the others take this process for dead, and its members out."""
@@ -134,6 +161,8 @@ class Lease:
             self.own.enter_again()
 
     def _brought_about(self, topic: str, text: bytes) -> None:
+        if topic[0] == "$":
+            return
         for change in changes_of(text):
             self._on_change(topic, change)
 

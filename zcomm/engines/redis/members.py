@@ -75,6 +75,10 @@ class OwnMembers:
         self._queue(topic, Entry(connection, named, what, state), entered)
         return entered
 
+    def has_entered(self, topic: str, connection: str, user: str) -> None:
+        """Note a connection that the engine has let in by itself."""
+        self._members.setdefault(topic, {})[connection] = write_json(user), NO_STATE
+
     def leave(self, topic: str, connection: str) -> None:
         """Let a connection leave."""
         members = self._members.get(topic)

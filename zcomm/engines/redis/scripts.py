@@ -258,6 +258,19 @@ redis.call('PUBLISH', ARGV[1], 'p' .. text)
 return text
 """
 
+# KEYS: as of move. ARGV: node, name, member, how many there may be
+# A place is a member of a topic that nobody listens to; whether there is one.
+_CLAIM = r"""
+if redis.call('EXISTS', KEYS[5]) == 1 then return redis.error_reply('DEADNODE') end
+if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then return 1 end
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[3], ARGV[1] .. '\n""\n{}')
+redis.call('HINCRBY', KEYS[2], '""', 1)
+redis.call('SADD', KEYS[4], ARGV[3])
+redis.call('SADD', KEYS[3], ARGV[2])
+return 1
+"""
+
 # KEYS: members, users. ARGV: names at most
 _MEMBERS = """
 local connections = redis.call('HLEN', KEYS[1])
@@ -354,6 +367,7 @@ class Scripts:
         self.read = _script(begin + _READ)
         self.drop = _script(_DROP)
         self.move = _script(_MOVE)
+        self.claim = _script(_CLAIM)
         self.members = _script(_MEMBERS)
         self.doomed = _script(_DOOMED)
         self.reap = _script(_REAP)
