@@ -277,7 +277,7 @@ class zComm(MultiService):
 
     def _health_report(self) -> HealthReport:
         data = self.zcli if isinstance(self.zcli, Host) else None
-        return HealthReport(data, lambda: self._manager, self.reactor.seconds)
+        return HealthReport(data, lambda: self._manager, self.reactor.seconds, self.engine)
 
     def _site(self) -> Site | None:
         www = self.config.websocket.www
@@ -377,12 +377,14 @@ class zComm(MultiService):
 
         :param message: a string is sent as it is, anything else as JSON.
         :param sender: a client that does not get it.
-        :returns: a Deferred of the number of clients it is sent to. It fails with
+        :returns: a Deferred of the number of clients it is sent to, those of other processes on the same engine as they
+            have said within the last seconds. It fails with
             :class:`~zcomm.errors.NotListening` when no server runs.
         """
         if not any(bifrost.is_listening for bifrost in self.websockets):
             return fail(NotListening())
-        return maybeDeferred(lambda: self.engine.tell(Broadcast(encode_text(message), sender=sender)))
+        told = Broadcast(encode_text(message), sender=sender)
+        return maybeDeferred(lambda: self.engine.tell(told) + self.engine.elsewhere)
 
     def end_sessions(self, user: str) -> int:
         """End the connections of ``user`` at all servers now, those of other processes on the same engine included:

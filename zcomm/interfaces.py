@@ -710,6 +710,10 @@ class IEngine(IService):
     def listen_to_nodes(listener: NodeListener) -> None:  # noqa: N805 (an interface has no self)
         """Tell ``listener`` what other nodes say."""
 
+    elsewhere = Attribute("The number of clients of other processes, as those have said within the last seconds.")
+
+    is_away = Attribute("Whether it cannot be used now, for more than a moment.")
+
     is_shared = Attribute("Whether other processes may share it: it numbers topics by itself then.")
 
     node = Attribute("The id of this process among those that share the engine: the begin of ids of its connections.")

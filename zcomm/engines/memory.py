@@ -46,7 +46,8 @@ class MemoryEngine(Service):
     """
 
     name = "engine"
-    is_shared = False
+    is_shared = is_away = False
+    elsewhere = 0
 
     def __init__(self, memory: int = HISTORY_MEMORY, seconds: Callable[[], float] = time.monotonic) -> None:
         # Keys are the servers, in the order they came.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, inlineCallbacks
 
 from zcomm.bifrost.server import zBifrost
+from zcomm.interfaces import IEngine
 
 __all__ = ["HealthReport", "public_status"]
 
@@ -33,12 +34,20 @@ class HealthReport:
     :param data: the host's data; ``None`` for a host that answers for its own.
     :param manager: gives the manager of local services, or ``None`` while none was asked for.
     :param seconds: the monotonic clock.
+    :param engine: carries what others hear of; it is told of where other processes may share it.
     """
 
-    def __init__(self, data: Checked | None, manager: Callable[[], Any], seconds: Callable[[], float]):
+    def __init__(
+        self,
+        data: Checked | None,
+        manager: Callable[[], Any],
+        seconds: Callable[[], float],
+        engine: IEngine | None = None,
+    ):
         self._data = data
         self._manager = manager
         self._seconds = seconds
+        self._engine = engine
         self._since = seconds()
 
     @inlineCallbacks
@@ -52,6 +61,10 @@ class HealthReport:
             "uptime": round(self._seconds() - self._since, 3),
             "clients": len(bifrost.registry),
         }
+        if self._engine is not None and self._engine.is_shared:
+            # Rows are read and written all the same: a balancer has no reason to take this server out.
+            report["engine"] = "unavailable" if self._engine.is_away else "ok"
+            report["nodes"] = len(self._engine.nodes()) + 1
         if self._data is not None:
             answers = yield self._data.check()
             report["database"] = "ok" if answers else "unavailable"

@@ -98,6 +98,12 @@ class _Numbers:
         yield CounterMetricFamily(
             "zcomm_messages", "Messages of topics delivered by this program so far", hub.delivered
         )
+        engine = hub.engine
+        if engine.is_shared:
+            yield GaugeMetricFamily("zcomm_engine_up", "Whether the engine can be used", int(not engine.is_away))
+            yield GaugeMetricFamily("zcomm_nodes", "Processes that share the engine", len(engine.nodes()) + 1)
+            clients = len(factory.registry) + engine.elsewhere
+            yield GaugeMetricFamily("zcomm_clients_of_all_nodes", "Clients of all those processes", clients)
         live = self._bifrost.live_counts()
         if live is not None:
             yield GaugeMetricFamily("zcomm_live_queries", "Live queries whose rows are kept", live.queries)

@@ -13,6 +13,7 @@ from support.rawclient import Opcode, RawClient, connect
 from support.redisserver import RedisServer
 from support.waiting import wait_until
 from twisted.internet import reactor
+from twisted.web.client import Agent, readBody
 
 from zcomm import Config, WebSocketConfig, zComm
 from zcomm.config import Limits
@@ -128,6 +129,13 @@ async def test_the_program_reaches_the_connections_of_both(pair: Pair):
         assert (await client.next_close()).close_code == 1013
 
 
+async def health_of(comm: zComm) -> dict[str, Any]:
+    """The health report of a server, with its status."""
+    response = await Agent(reactor).request(b"GET", f"http://127.0.0.1:{comm.websockets[0].port}/health".encode())
+    report: dict[str, Any] = json.loads(await readBody(response))
+    return report | {"code": response.code}
+
+
 @pytest_twisted.ensureDeferred
 async def test_the_connections_of_a_user_are_counted_together(tmp_path: Path, redis: RedisServer, prefix: str):
     """Where a number was given it is for all processes; a place that was left is free at once, wherever."""
@@ -167,6 +175,8 @@ async def test_the_engine_goes_and_comes_back(tmp_path: Path):
         redis.kill()
         for client in (near, far):
             assert await event(client, "engine") == json.loads(block("protocol-engine").text)
+        health = await health_of(a)
+        assert (health["code"], health["status"], health["engine"]) == (200, "ok", "unavailable")
         # It keeps nothing: another server with another history, on which all begins anew.
         redis.start()
         for client in (near, far):
@@ -183,5 +193,11 @@ async def test_the_engine_goes_and_comes_back(tmp_path: Path):
             while message["event"] == "engine":
                 message = await client.next_json()
             assert message["data"] == 2
+        health = await health_of(b)
+        assert (health["engine"], health["nodes"]) == ("ok", 2)
+        url = f"http://127.0.0.1:{b.websockets[0].port}/metrics".encode()
+        metrics = (await readBody(await Agent(reactor).request(b"GET", url))).decode()
+        for line in ("zcomm_engine_up 1.0", "zcomm_nodes 2.0", "# TYPE zcomm_clients_of_all_nodes gauge"):
+            assert f"\n{line}\n" in metrics
         for comm in (a, b):
             await comm.stopService()

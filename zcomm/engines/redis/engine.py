@@ -171,6 +171,7 @@ class RedisEngine(Service):
     def servers_up(self) -> None:
         """Tell the engine what it may have lost, and ask it for what was missed."""
         if self._is_ready:
+            self._tell_whether_away()
             self._lease.own.enter_again()
             self._compare()
             self._cast_on()
@@ -213,6 +214,9 @@ class RedisEngine(Service):
 
     def _look(self) -> None:
         self._pool.look()
+        self._tell_whether_away()
+
+    def _tell_whether_away(self) -> None:
         since = self._pool.down_since
         is_degraded = since is not None and self._reactor.seconds() - since >= MOMENT
         if is_degraded is self._is_degraded or not self._is_ready:
@@ -243,8 +247,8 @@ class RedisEngine(Service):
 
     @property
     def is_away(self) -> bool:
-        """Whether servers have been away for more than a moment."""
-        return self._is_degraded
+        """Whether servers have been away for more than a moment, or were not there yet."""
+        return self._is_degraded or not self._is_ready
 
     @property
     def own_clients(self) -> int:
@@ -255,7 +259,12 @@ class RedisEngine(Service):
     def clients(self) -> int:
         """The number of clients of all nodes, as those have said within the last seconds; two at least."""
         # One may have come since.
-        return max(2, self.own_clients + self._lease.clients_of_others)
+        return max(2, self.own_clients + self.elsewhere)
+
+    @property
+    def elsewhere(self) -> int:
+        """The number of clients of other nodes, as those have said within the last seconds."""
+        return self._lease.clients_of_others
 
     def tell(self, message: Broadcast) -> int:
         """Hand ``message`` to all servers: those of this process at once, those of others by Redis."""
