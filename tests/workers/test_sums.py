@@ -80,3 +80,24 @@ def test_one_report():
     )
     assert one_report({}, [1], 0)["status"] == "unavailable"
     assert "database" not in one_report({1: {"status": "ok", "clients": 0}}, [], 0)
+
+
+def test_what_each_tells_of_all_is_not_added_up():
+    """The engine, and the processes and clients that each has heard of."""
+    report = one_report(
+        {1: {"status": "ok", "engine": "ok", "nodes": 2}, 2: {"status": "ok", "engine": "unavailable", "nodes": 3}},
+        [],
+        1,
+    )
+    assert (report["engine"], report["nodes"], report["status"]) == ("unavailable", 3, "ok")
+
+    def told(up: float, nodes: float, clients: float) -> list[Any]:
+        values = {"engine_up": up, "nodes": nodes, "clients_of_all_nodes": clients}
+        return [[f"zcomm_{name}", "gauge", "", [[f"zcomm_{name}", {}, value]]] for name, value in values.items()]
+
+    found = Totals().add({1: told(1, 2, 5), 2: told(0, 3, 4)})
+    assert {name: samples[0][2] for name, _, _, samples in found} == {
+        "zcomm_engine_up": 0,
+        "zcomm_nodes": 3,
+        "zcomm_clients_of_all_nodes": 5,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from zcomm.web.metrics import Family
@@ -32,7 +32,19 @@ def one_report(reports: Mapping[int, Mapping[str, Any]], missing: Iterable[int],
     databases = [each["database"] for each in reports.values() if "database" in each]
     if databases:
         report["database"] = "ok" if all(each == "ok" for each in databases) else "unavailable"
+    engines = [each["engine"] for each in reports.values() if "engine" in each]
+    if engines:
+        report["engine"] = "ok" if all(each == "ok" for each in engines) else "unavailable"
+        report["nodes"] = max(int(each.get("nodes", 0)) for each in reports.values())
     return report
+
+
+#: What each worker tells of all of them: what is made of several answers.
+_OF_ALL: Mapping[str, Callable[[float, float], float]] = {
+    "zcomm_engine_up": min,
+    "zcomm_nodes": max,
+    "zcomm_clients_of_all_nodes": max,
+}
 
 
 class Totals:
@@ -58,6 +70,8 @@ class Totals:
                     key = sample, tuple(sorted(labels.items()))
                     if kind == "counter":
                         counted[key] = value
+                    elif name in _OF_ALL and key in sums:
+                        sums[key] = _OF_ALL[name](sums[key], value)
                     else:
                         sums[key] = sums.get(key, 0.0) + value
             self._last[process] = counted
