@@ -7,6 +7,7 @@ from typing import Any
 from support.waiting import wait_until
 from twisted.internet import reactor
 
+from zcomm.engines.memory import HISTORY_MEMORY
 from zcomm.engines.redis.engine import RedisEngine
 from zcomm.engines.redis.servers import settings_from
 from zcomm.interfaces import Broadcast, Change, Kept, Position
@@ -22,8 +23,8 @@ class Node:
     :ivar messages: of topics: topic, position, fragment, origin.
     """
 
-    def __init__(self, url: str):
-        self.engine = RedisEngine(settings_from(url), reactor)
+    def __init__(self, url: str, memory: int = HISTORY_MEMORY):
+        self.engine = RedisEngine(settings_from(url), reactor, memory)
         self.clients = 1
         self.messages: list[tuple[str, Position | None, bytes, str]] = []
         self.moves: list[tuple[str, Position, str]] = []

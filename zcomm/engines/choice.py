@@ -27,4 +27,4 @@ def engine_from(url: str, limits: Limits, reactor: Any) -> IEngine:
     except ImportError as error:
         raise ConfigError("--engine", f"{error.name} is not installed: pip install 'zcomm[redis]'") from None
     settings = Settings() if url.startswith("service:") else settings_from(url)
-    return RedisEngine(settings, reactor)
+    return RedisEngine(settings, reactor, limits.history_memory)

@@ -207,6 +207,27 @@ async def test_who_is_there_is_known_everywhere(nodes: Nodes):
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_user_that_fills_the_engine_loses_messages_of_its_own(redis: RedisServer, prefix: str):
+    """Of what it has published the longest ago; who comes back to that hears that it is too old. Nobody else loses
+    anything."""
+    node = await Node(f"{redis.unix_url}?prefix={prefix}", 1_000_000).start()
+    engine, first = node.engine, {}
+    for number in range(200):
+        for topic, author in ((f"flood:{number % 40}", "eve"), ("room:1", "ann")):
+            size = 10_000 if author == "eve" else 10
+            position = await engine.publish(topic, Kept(1000, 60.0), b'"data":"%s"' % (b"x" * size), author)
+            first.setdefault(topic, position)
+    await engine.members("room:1")
+    sizes = {topic: redis.call("MEMORY", "USAGE", f"{prefix}:{{0}}:s:{topic}") or 0 for topic in first}
+    assert sum(sizes.values()) < 400_000
+    assert len((await engine.resume("room:1", first["room:1"])).messages) == 199
+    assert (await engine.resume("flood:0", first["flood:0"])).reason == "too_old"
+    newest = await engine.read("flood:39", None, None, 1, True)
+    assert newest.messages[0].offset == 5
+    await engine.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_nothing_stays_behind_where_nobody_is_there(nodes: Nodes, redis: RedisServer, prefix: str):
     """The keys of presence are gone with the last member; those of messages end by themselves."""
     a, b = nodes

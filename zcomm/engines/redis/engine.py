@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from zcomm.budget.written import write_json
 from zcomm.engines.following import Following
+from zcomm.engines.memory import HISTORY_MEMORY
 from zcomm.engines.redis.beats import BEAT
 from zcomm.engines.redis.channels import Channels
 from zcomm.engines.redis.lease import Lease
@@ -23,6 +24,7 @@ from zcomm.engines.redis.link import Link
 from zcomm.engines.redis.pool import FOREVER, PATIENCE, Call, Pool, error_of, is_refused
 from zcomm.engines.redis.replies import changes_of, members_of, parts_of, position_of, slice_of
 from zcomm.engines.redis.servers import Settings, settings_from
+from zcomm.engines.redis.shares import Shares
 from zcomm.errors import Conflict, Unavailable
 from zcomm.interfaces import (
     EVERYBODY,
@@ -91,6 +93,7 @@ class RedisEngine(Service):
 
     :param settings: where the servers are.
     :param reactor: the reactor.
+    :param memory: bytes that messages may take which users have published at this process.
     :ivar node: the id of this process.
     """
 
@@ -98,7 +101,7 @@ class RedisEngine(Service):
     is_shared = True
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any):
+    def __init__(self, settings: Settings, reactor: Any, memory: int = HISTORY_MEMORY):
         self._settings = settings
         self._reactor = reactor
         self._layout = layout = settings.layout
@@ -114,9 +117,10 @@ class RedisEngine(Service):
         )
         self._following = Following(self._read_on, self)
         self._lease = Lease(
-            pool, layout, self.node, at_end, reactor.seconds, lambda: self.own_clients, self._brought_about
+            pool, layout, self.node, at_end, lambda: reactor.seconds(), lambda: self.own_clients, self._brought_about
         )
         self._topics: dict[str, _Heard] = {}
+        self._shares = Shares(memory, lambda: reactor.seconds())
         self._looking = LoopingCall(self._look)
         self._beating = LoopingCall(self._beat)
         self._comparing = LoopingCall(self._compare)
@@ -502,7 +506,20 @@ class RedisEngine(Service):
         else:
             published = protocol.call("EVALSHA", script.sha, len(names), *names, *words)
             published.addErrback(self._to_lane, topic, call)
-        return published.addCallbacks(position_of, _conflict)
+        published.addCallbacks(position_of, _conflict)
+        if author is not None and kept is not None and topic[0] != "$":
+            published.addCallback(self._count, author, topic, kept, len(payload))
+        return published
+
+    def _count(self, position: Position | None, author: str, topic: str, kept: Kept, size: int) -> Position | None:
+        """Count what a user has published; where that is more than its share, its oldest messages go."""
+        if position is not None:
+            for trim in self._shares.add(author, topic, kept, position.offset, size):
+                keys = self._layout.topic(trim.topic)
+                trimming = self._pool.call(keys.partition, self._pool.scripts.trim, (keys.stream,), (trim.offset + 1,))
+                # Where the engine is away, the next one goes further.
+                trimming.addErrback(lambda failure: failure.trap(Unavailable) and None)
+        return position
 
     def _new_epoch(self) -> str:
         """A numbering that no topic has, nor had."""

@@ -192,6 +192,11 @@ if more then out[3] = 1 end
 return out
 """
 
+# KEYS: stream. ARGV: the first offset that stays
+_TRIM = """
+return redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1] .. '-0')
+"""
+
 # KEYS: stream, meta
 _DROP = """
 return redis.call('DEL', KEYS[1], KEYS[2])
@@ -365,6 +370,7 @@ class Scripts:
         self.listen = _script(begin + _LISTEN)
         self.stand = _script(_STAND)
         self.read = _script(begin + _READ)
+        self.trim = _script(_TRIM)
         self.drop = _script(_DROP)
         self.move = _script(_MOVE)
         self.claim = _script(_CLAIM)
