@@ -135,7 +135,7 @@ class zComm(MultiService):
         self._given = config
         self._in_loop = in_loop
         config = self.config
-        self.engine: IEngine = engine_from(config.engine, config.websocket.limits, reactor)
+        self.engine: IEngine = engine_from(config.engine, config.websocket.limits, reactor, config.ack)
         self.engine.setServiceParent(self)
         self.nodes = Nodes(self.engine, reactor, self._missed)
         # The environment may be one that cannot be used when the end has come.

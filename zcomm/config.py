@@ -54,6 +54,8 @@ __all__ = [
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 56891
 DEFAULT_THREADS, MAX_THREADS = 10, 1000
+#: What an acknowledged message has survived.
+ACKS = ("memory", "fsync", "replica")
 BROADCAST_MODES = ("changes", "all", "none")
 #: Bytes of a file that an option names, at most.
 MAX_FILE = 4 << 20
@@ -564,6 +566,8 @@ class Config:
     :ivar declarations: YAML files that declare further services.
     :ivar engine: the URL of the engine that carries topics and broadcasts between processes, ``service:redis``, or
         empty for one process alone.
+    :ivar ack: what a message of a topic has survived when it is acknowledged: ``memory``, the engine has it; ``fsync``,
+        it is on the engine's disk; ``replica``, the engine's replicas have it.
     :ivar threads: how many plain functions and commands run at once, each in a worker thread.
     """
 
@@ -579,10 +583,13 @@ class Config:
     services: tuple[str, ...] = ()
     declarations: tuple[Path, ...] = ()
     engine: str = ""
+    ack: str = "memory"
     threads: int = DEFAULT_THREADS
 
     def __post_init__(self) -> None:
         thread_count("--threads", self.threads)
+        if self.ack not in ACKS:
+            raise ConfigError("--ack", f"{self.ack!r} is none of {', '.join(ACKS)}")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Config:

@@ -97,6 +97,13 @@ class Options(usage.Options):
             "a Redis or Valkey (redis://, rediss://, unix://, redis+sentinel://, redis+cluster://); or service:redis "
             "for the managed one [ZCOMM_ENGINE, else memory]",
         ],
+        [
+            "ack",
+            None,
+            None,
+            "what a published message has survived when it is acknowledged: memory (the engine has it), fsync (it is "
+            "on the engine's disk) or replica (its replicas have it) [memory]",
+        ],
         ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
         ["www", None, None, "a directory whose files anybody gets: its index.html is the page [ZCOMM_WWW, else none]"],
         ["policy", None, None, "YAML file that grants each role its rights [everybody may do everything]"],
@@ -249,6 +256,7 @@ class Options(usage.Options):
             services=tuple(self["service"]),
             declarations=tuple(self["services"]),
             engine=engine_from_environ(environ, self["engine"]),
+            ack=self["ack"] or "memory",
             threads=threads_from(environ, self["threads"]),
         )
 
@@ -487,7 +495,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         if config.demo:
             demo.add_to(server.program)
         if count > 1:
-            server.have_workers(Crew(server, count, reactor_name(reactor, options)), config.engine)
+            server.have_workers(Crew(server, count, reactor_name(reactor, options)), config.engine, config.ack)
         server.create_websocket()
         server.check_below()
         # Before it becomes a daemon, so that whoever started it sees why not.

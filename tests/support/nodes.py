@@ -23,8 +23,8 @@ class Node:
     :ivar messages: of topics: topic, position, fragment, origin.
     """
 
-    def __init__(self, url: str, memory: int = HISTORY_MEMORY):
-        self.engine = RedisEngine(settings_from(url), reactor, memory)
+    def __init__(self, url: str, memory: int = HISTORY_MEMORY, ack: str = "memory"):
+        self.engine = RedisEngine(settings_from(url), reactor, memory, ack)
         self.clients = 1
         self.messages: list[tuple[str, Position | None, bytes, str]] = []
         self.moves: list[tuple[str, Position, str]] = []

@@ -27,7 +27,7 @@ OWN_ENGINE = "zcomm-engine"
 
 def for_parent(config: Config) -> Config:
     """The configuration of the parent itself, which serves nobody and needs no engine."""
-    return replace(config, engine="")
+    return replace(config, engine="", ack="memory")
 
 
 class Parent(zComm):
@@ -41,17 +41,20 @@ class Parent(zComm):
     crew: Crew | None = None
     #: The URL of the engine of the workers, or ``service:NAME``.
     engine_of_workers = ""
+    _ack = "memory"
 
-    def have_workers(self, crew: Crew, engine: str) -> None:
+    def have_workers(self, crew: Crew, engine: str, ack: str) -> None:
         """Have ``crew`` serve the clients.
 
         :param engine: the URL of the engine between them; empty for a Redis of zComm's own.
+        :param ack: what a message that is acknowledged has survived.
         :raises ConfigError: for a URL that cannot be used, and where a package is missing.
         """
         self.crew = crew
         self.engine_of_workers = engine or f"service:{OWN_ENGINE}"
+        self._ack = ack
         # Nothing is done with it here; a mistake is to be found before anything runs.
-        engine_from(self.engine_of_workers, self.config.websocket.limits, self.reactor)
+        engine_from(self.engine_of_workers, self.config.websocket.limits, self.reactor, ack)
 
     @property
     def _engine_service(self) -> str | None:
@@ -110,7 +113,7 @@ class Parent(zComm):
         if database is not None:
             self._drop_session_variables()
             url = self._url_of(database)
-        yield self.crew.start(replace(self.config, engine=engine), url)
+        yield self.crew.start(replace(self.config, engine=engine, ack=self._ack), url)
 
     def _url_of_engine(self, service: str) -> str:
         """The way to a managed engine: its Unix socket, where it has one."""

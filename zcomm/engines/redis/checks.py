@@ -22,11 +22,14 @@ OPTION = "--engine"
 
 
 @inlineCallbacks
-def check_server(protocol: RedisProtocol, layout: Layout, kind: str, where: str) -> Generator[Deferred[Any], Any, bool]:
+def check_server(
+    protocol: RedisProtocol, layout: Layout, kind: str, where: str, ack: str
+) -> Generator[Deferred[Any], Any, bool]:
     """Look whether a server can carry topics.
 
     :param kind: ``server``, ``sentinel`` or ``cluster``.
     :param where: what an error calls it.
+    :param ack: what a message that is acknowledged is to have survived: ``memory``, ``fsync`` or ``replica``.
     :returns: a Deferred of whether scripts may ask it for its replication history. It fails with
         :class:`~zcomm.errors.ConfigError` where it cannot be used as it is.
     """
@@ -50,7 +53,11 @@ def check_server(protocol: RedisProtocol, layout: Layout, kind: str, where: str)
             OPTION,
             f"{where} throws data away when its memory is full (maxmemory-policy {policy}); set it to noeviction",
         )
-    if layout.slots and kind != "cluster":
+    if ack == "fsync":
+        yield _check_fsync(protocol, where)
+    if ack == "replica" and facts.get("connected_slaves", "1") == "0":
+        raise ConfigError("--ack", f"{where} has no replica that could have a message; connect one, or leave --ack out")
+    if kind != "cluster":
         yield _take_mark(protocol, layout, where)
     try:
         yield protocol.call("EVAL", "return string.match(redis.call('INFO', 'replication'), 'master_replid:%x+')", 0)
@@ -69,6 +76,20 @@ def _facts(protocol: RedisProtocol) -> Generator[Deferred[Any], Any, dict[str, s
         # An account may do without that right.
         return {}
     return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+
+
+@inlineCallbacks
+def _check_fsync(protocol: RedisProtocol, where: str) -> Generator[Deferred[Any], Any, None]:
+    fix = "set appendonly yes and appendfsync always there (REDIS_APPENDFSYNC=always for a managed one)"
+    try:
+        found = []
+        for name in ("appendonly", "appendfsync"):
+            reply = yield protocol.call("CONFIG", "GET", name)
+            found.append(reply[1] if len(reply) == 2 else b"")
+    except ReplyError as error:
+        raise ConfigError("--ack", f"{where} does not say whether it waits for its disk ({error}); {fix}") from None
+    if found != [b"yes", b"always"]:
+        raise ConfigError("--ack", f"{where} answers before a message is on its disk; {fix}")
 
 
 @inlineCallbacks

@@ -94,6 +94,7 @@ class RedisEngine(Service):
     :param settings: where the servers are.
     :param reactor: the reactor.
     :param memory: bytes that messages may take which users have published at this process.
+    :param ack: what a message that is acknowledged has survived: ``memory``, ``fsync`` or ``replica``.
     :ivar node: the id of this process.
     """
 
@@ -101,7 +102,7 @@ class RedisEngine(Service):
     is_shared = True
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any, memory: int = HISTORY_MEMORY):
+    def __init__(self, settings: Settings, reactor: Any, memory: int = HISTORY_MEMORY, ack: str = "memory"):
         self._settings = settings
         self._reactor = reactor
         self._layout = layout = settings.layout
@@ -111,7 +112,8 @@ class RedisEngine(Service):
         self._node_listener: NodeListener | None = None
         at_end = getattr(reactor, "at_end_of_turn", None) or (lambda call: reactor.callLater(0, call))
         self._at_end = at_end
-        self._pool = pool = Pool(settings, reactor, layout, f"zcomm-{self.node}", self)
+        self._pool = pool = Pool(settings, reactor, layout, f"zcomm-{self.node}", self, ack)
+        self._is_copied = ack == "replica"
         self._channels = Channels(
             layout, pool.hearing, settings.kind == "cluster", self._confirmed, self._heard_raw, pool.find_again
         )
@@ -507,9 +509,14 @@ class RedisEngine(Service):
             published = protocol.call("EVALSHA", script.sha, len(names), *names, *words)
             published.addErrback(self._to_lane, topic, call)
         published.addCallbacks(position_of, _conflict)
+        if self._is_copied and topic[0] != "$":
+            published.addCallback(self._copied, keys.partition)
         if author is not None and kept is not None and topic[0] != "$":
             published.addCallback(self._count, author, topic, kept, len(payload))
         return published
+
+    def _copied(self, position: Position | None, partition: int) -> Deferred[Position | None]:
+        return self._pool.copied(partition).addCallback(lambda _: position)
 
     def _count(self, position: Position | None, author: str, topic: str, kept: Kept, size: int) -> Position | None:
         """Count what a user has published; where that is more than its share, its oldest messages go."""

@@ -31,6 +31,8 @@ PATIENCE = 10.0
 FOREVER = float("inf")
 #: Seconds between two tries of a call, at first and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
+#: Milliseconds that replicas have to say that they have what was written.
+COPY = 100
 #: Seconds before servers are looked for again at the earliest.
 FIND_AGAIN = 0.3
 #: The answers of a server that will take the same call later, perhaps at another place.
@@ -87,18 +89,23 @@ class Pool:
     :param layout: the names of keys.
     :param name: what the servers list the connections as.
     :param listener: told of them.
+    :param ack: what a message that is acknowledged is to have survived.
     :ivar scripts: as the servers allow them.
     :ivar down_since: when a connection went down; ``None`` while all are up.
     """
 
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any, layout: Layout, name: str, listener: Listener):
+    def __init__(
+        self, settings: Settings, reactor: Any, layout: Layout, name: str, listener: Listener, ack: str = "memory"
+    ):
         self._settings = settings
         self._reactor = reactor
         self._layout = layout
+        self._at_end = getattr(reactor, "at_end_of_turn", None) or (lambda call: reactor.callLater(0, call))
         self._name = name
         self._listener = listener
+        self._ack = ack
         self._is_cluster = settings.kind == "cluster"
         self.scripts = Scripts(True, self._is_cluster)
         self._by_info = True
@@ -114,6 +121,8 @@ class Pool:
         self._connected: list[Deferred[None]] = []
         self._failure: Failure | None = None
         self.down_since: float | None = None
+        #: Of writes of this turn, whether the replicas have them, by connection.
+        self._copying: dict[RedisProtocol, list[Deferred[None]]] = {}
 
     # -- the begin and the end
 
@@ -241,7 +250,7 @@ class Pool:
         protocol = link.protocol
         if protocol is None:
             return
-        checking = check_server(protocol, self._layout, self._settings.kind, str(link.address))
+        checking = check_server(protocol, self._layout, self._settings.kind, str(link.address), self._ack)
         checking.addCallbacks(self._checks_out, self._does_not, (link,), errbackArgs=(link,))
 
     def _checks_out(self, by_info: bool, link: Link) -> None:
@@ -334,6 +343,38 @@ class Pool:
     def _again(self, failure: Failure, call: Call, patience: float) -> Any:
         return self.patiently(call, self._reactor.seconds() + patience, error_of(failure))
 
+    def copied(self, partition: int) -> Deferred[None]:
+        """Fires when all that was written to a partition so far is in the memory of its replicas, as many as there are;
+        it fails with :class:`~zcomm.errors.Unavailable` where that takes longer than :data:`COPY` milliseconds."""
+        copied: Deferred[None] = Deferred()
+        protocol = self.protocol(partition)
+        if protocol is None:
+            copied.errback(_not_copied())
+            return copied
+        waiting = self._copying.get(protocol)
+        if waiting is None:
+            waiting = self._copying[protocol] = []
+            # One for all that is written in this turn.
+            self._at_end(lambda: self._ask_for_copies(protocol))
+        waiting.append(copied)
+        return copied
+
+    @inlineCallbacks
+    def _ask_for_copies(self, protocol: RedisProtocol) -> Any:
+        waiting = self._copying.pop(protocol)
+        try:
+            facts = yield protocol.call("INFO", "replication")
+            count = int(facts.partition(b"connected_slaves:")[2].split(b"\r\n", 1)[0])
+            have = yield protocol.call("WAIT", max(1, count), COPY)
+            is_copied = have >= max(1, count)
+        except (ReplyError, LinkLost, ValueError):
+            is_copied = False
+        for copied in waiting:
+            if is_copied:
+                copied.callback(None)
+            else:
+                copied.errback(_not_copied())
+
     @inlineCallbacks
     def patiently(self, call: Call, until: float, error: BaseException | None = None) -> Any:
         """Make a call as soon as that can be done, until then; ``error`` is what came of it before."""
@@ -405,6 +446,13 @@ class Pool:
     def _wake(self) -> None:
         for waiting in list(self._waiting):
             self._fire(waiting)
+
+
+def _not_copied() -> Unavailable:
+    return Unavailable(
+        "The engine has the message, and its replicas may not: whether it survives a failover is not known; with an "
+        "_idempotencyKey it is safe to publish it again"
+    )
 
 
 def is_refused(error: BaseException, word: str) -> bool:
