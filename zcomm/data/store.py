@@ -120,6 +120,8 @@ class Store:
         self._reconnector = Reconnector(lambda: self._own.run("reconnect", self._execution.ping), self._clock)
         # Two statements may follow one another in a transaction; after that the server is not answering.
         self._hung = 2 * statement_timeout + 2
+        # For a turn among the threads here, and for one among processes.
+        self._patience = 2 * busy_timeout
         self._watch = LoopingCall(self._look)
         self._watch.clock = self._clock
         self._lock_watch = LoopingCall(self._look_for_locks)
@@ -759,6 +761,9 @@ class Store:
             self._charge(use)
         for use in late:
             self._workers.give_up(use.call, GivenUp)
+        for use in self._pool.held_up(self._patience):
+            # Another process was stopped in its turn at the file. Nothing was written, nor will be.
+            self._workers.give_up(use.call, lambda _: Fault("busy", (), "another process does not end its turn"))
         if self._workers.waiting:
             # What a server that has stopped answering keeps the threads with may go on for ever.
             now, mine = self._clock.seconds(), self._in_time

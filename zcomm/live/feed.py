@@ -28,6 +28,7 @@ from zcomm.errors import CommandError, CommandTimeout, InternalError, Invalid, T
 from zcomm.live.differences import Difference
 from zcomm.live.log import ChangeLog, Key
 from zcomm.live.memberships import Membership, Memberships
+from zcomm.live.nudge import Nudge
 from zcomm.live.query import Query
 from zcomm.live.reading import PASSING, QUERY_SECONDS, STEP_SECONDS, Found, Keys, Reading, merge, wide
 from zcomm.live.requests import MAX_BYTES, MAX_ROWS, Question
@@ -43,6 +44,8 @@ __all__ = ["Feed"]
 PACE, LOOK = 1 / 150, 0.0515
 #: Seconds after a step that has found something for which one looks as often as there may be steps.
 LIVELY = 0.1
+#: Seconds after the beginning of a write for the first look: it is not committed yet.
+SOON = 0.002
 #: Seconds of a step that waits for the database for which no garbage is collected.
 HELD = 1.0
 #: Seconds of a turn that are spent on a step.
@@ -172,6 +175,8 @@ class Feed:
         #: When a step has found something, if that was lately; the look that comes before its time.
         self._found_at: float | None = None
         self._hurried: IDelayedCall | None = None
+        #: Tells of writes by others.
+        self._nudge = Nudge(clock, self._nudged)
         #: Since when there is no query.
         self._idle_since: float | None = None
 
@@ -212,6 +217,7 @@ class Feed:
             if call is not None:
                 call.cancel()
         self._next = self._hurried = self._slow_call = self._clearing = None
+        self._nudge.close()
         ended = self._thread(self._end).addErrback(lambda _: None)
         return ended.addCallback(lambda _: self._workers.stop())
 
@@ -493,7 +499,15 @@ class Feed:
         self._all_unknown = True
         self._looks.start(LOOK, now=False)
         self._tends.start(1.0, now=False)
+        self._nudge.arm(self._changes.file)
         self._step_soon()
+
+    def _nudged(self) -> None:
+        """Look whether what somebody is writing now is there, as often as after a step that has found something."""
+        if self._is_open and self._is_watching:
+            self._found_at = self._clock.seconds()
+            if self._hurried is None:
+                self._hurried = self._clock.callLater(SOON, self._look_hurried)
 
     def _look(self) -> None:
         """Find out whether something has changed."""
@@ -522,6 +536,7 @@ class Feed:
                 self._next = None
             self._looks.stop()
             self._tends.stop()
+            self._nudge.close()
             self._thread(self._changes.rest).addErrback(lambda _: None)
 
     def _looked(self, has_changed: bool) -> None:
@@ -541,6 +556,9 @@ class Feed:
         return self._thread(self._changes.tend).addCallbacks(self._tended, lambda _: None)
 
     def _tended(self, changed: Mapping[str, str]) -> None:
+        if self._found_at is None and self._is_watching:
+            # It may be another file by now.
+            self._nudge.arm(self._changes.file)
         for model, reason in changed.items():
             if reason:
                 self.blind[model] = reason
@@ -621,6 +639,8 @@ class Feed:
             self._look()
         else:
             self._found_at = None
+            if self._is_watching:
+                self._nudge.arm(self._changes.file)
 
     def _slow_again(self) -> None:
         """Have a query that takes long read again."""

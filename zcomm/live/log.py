@@ -51,7 +51,12 @@ class Changes(NamedTuple):
 class ChangeLog(Protocol):
     """The changes of one database. Its methods block, are called by one thread at a time, and raise
     :class:`~zcomm.data.drivers.driver.Fault`.
+
+    :ivar file: the path of a file that whoever writes changes; empty where there is none. Never blocks.
     """
+
+    @property
+    def file(self) -> str: ...
 
     def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
         """Install what is missing to watch the tables of ``models`` that are to be live.

@@ -88,6 +88,12 @@ class Use:
         return (time.monotonic() if ended is None else ended) - self._begun
 
     @property
+    def waits(self) -> float:
+        """The seconds for which it has waited for others now."""
+        paused = self._paused
+        return 0.0 if paused is None or self.has_ended else time.monotonic() - paused
+
+    @property
     def cost(self) -> float:
         """The time that it has taken of the database: of one in this process, what its thread has computed or waited
         for the disk, the latter once it has ended."""
@@ -461,6 +467,10 @@ class Pool:
             late.append(use)
             connection.cancel()
         return [use for _, use in uses], late
+
+    def held_up(self, seconds: float) -> list[Use]:
+        """The uses that have waited for others longer than that."""
+        return [use for use in list(self._used.values()) if use.waits > seconds]
 
     def interrupt(self) -> None:
         """End all that is in use."""

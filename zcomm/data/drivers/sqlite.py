@@ -42,7 +42,7 @@ from zcomm.data.drivers.sqlite_catalog import LIVE_TABLES, find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_texts import PIECE, Folding, decoded, folded
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
-from zcomm.data.drivers.turns import OneAtATime, Turns
+from zcomm.data.drivers.turns import FileTurn, OneAtATime, Turns
 from zcomm.data.filters import ASCII_LITERAL, FOLDED_LITERAL, FOLDED_PATTERN, PATTERN
 from zcomm.data.models import Model
 from zcomm.data.sql.statements import RESULT_BYTES
@@ -899,6 +899,11 @@ class SQLiteDatabase:
         if self._file is not None:
             self._file.verify()
 
+    @property
+    def written_file(self) -> str:
+        """The path of the file that a write changes first; empty for a database in memory."""
+        return "" if self._file is None else self._file.written_file
+
     def engine(self) -> sa.Engine:
         return sa.create_engine(
             "sqlite://", creator=self._raw, poolclass=NullPool if self._path is not None else sa.StaticPool
@@ -906,21 +911,38 @@ class SQLiteDatabase:
 
     @contextmanager
     def writing(self, connection: Any = None, owner: Hashable = None, long: bool = False) -> Iterator[None]:
-        if self._file is None:
+        file = self._file
+        if file is None:
             # Whoever has the connection has its turn.
             yield
             return
-        self._turns.take(owner, long, self._busy)
+        turns = self._turns
+        turns.take(owner, long, self._busy)
         try:
             self.verify()
             if connection is not None:
-                connection.turn = self._turns
-            yield
-            self._file.confirm()
+                connection.turn = turns
+            # The turn of this process among those that have the file open.
+            turn = file.turn
+            if turn is not None and not turn.take_at_once():
+                self._wait_for(turn)
+            turns.elsewhere = turn
+            try:
+                yield
+            finally:
+                turns.elsewhere = None
+                if turn is not None:
+                    turn.give_back()
+            file.confirm()
         finally:
             if connection is not None:
                 connection.turn = None
-            self._turns.give_back()
+            turns.give_back()
+
+    def _wait_for(self, turn: FileTurn) -> None:
+        with self._turns.aside():
+            if not turn.take(self._busy):
+                raise Fault("busy", (), "another process has its turn")
 
     def expects_long(self, owner: Hashable) -> bool:
         return self._turns.expects_long(owner)

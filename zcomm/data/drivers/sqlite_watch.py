@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.sqlite_catalog import LIVE_TABLES, is_live_trigger
+from zcomm.data.drivers.turns import FileTurn
 from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
 __all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight", "identity_of", "reason_of"]
@@ -150,22 +151,29 @@ class _OpenLog:
     :raises OSError: when the log cannot be opened.
     """
 
-    __slots__ = ("_descriptor", "identities", "settled")
+    __slots__ = ("_descriptor", "identities", "settled", "turn")
 
     def __init__(self, file: str):
         self._descriptor = -1
+        #: The turn at writing among processes; ``None`` where this one may not write to it.
+        self.turn: FileTurn | None = None
         #: By path, the log first.
         self.identities = {file + end: file_identity(file + end) for end in _LOGS}
         #: What the log said when nobody was copying from it into the file, and what the file looked like then.
         self.settled: tuple[bytes, tuple[int, int]] | None = None
         log, known = next(iter(self.identities.items()))
-        self._descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:
+            self._descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            self.turn = FileTurn(self._descriptor)
         found = os.fstat(self._descriptor)
         if (found.st_dev, found.st_ino) != known:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), log)
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
+        if self.turn is None and self._descriptor >= 0:
             os.close(self._descriptor)
 
     @property
@@ -317,6 +325,12 @@ class FileWatch:
         """The path of the log, which stands beside the file itself, not beside a link to it."""
         return os.path.realpath(self.path) + _LOGS[0]
 
+    @property
+    def written_file(self) -> str:
+        """The path of the file that a write changes first: the log, where the open file has one."""
+        opened = self._opened
+        return self.path if opened is None else next(iter(opened.identities))
+
     def in_place(self) -> bool:
         """Whether the open file is still the one at the path. :raises Fault: ``down`` when the system does not tell."""
         return identity_of(self.path) == self._served
@@ -375,6 +389,11 @@ class FileWatch:
                 self._opened = None
             raw.close()
         _forget_indexes()
+
+    @property
+    def turn(self) -> FileTurn | None:
+        """The turn of this process at writing; ``None`` where SQLite alone keeps processes apart."""
+        return None if self._opened is None else self._opened.turn
 
     def verify(self) -> None:
         """Look at names and content before a write.

@@ -5,17 +5,20 @@ Where it lets all of them in, those have the same bound that lock what others wa
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from zcomm.budget.account import Bucket
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.pool import Use
 
-__all__ = ["HOLD", "LONG_HOLD", "Locks", "OneAtATime", "Turns"]
+__all__ = ["HOLD", "LONG_HOLD", "FileTurn", "Locks", "OneAtATime", "Turns"]
 
 #: Seconds that a write of one user may keep those of others waiting, its commit left aside.
 HOLD = 0.01
@@ -29,6 +32,20 @@ LATELY = 10.0
 _MANY = 1000
 #: Seconds for which a statement may have stood in the way before a look finds it there.
 _UNSEEN = 0.5
+
+#: Whether there are locks of a part of an open file (Linux). The process that is the next one has that of the first
+#: byte: the one that has just had its turn would be quicker than all that have to wake.
+_HAS_LINE = hasattr(fcntl, "F_OFD_SETLKW")
+
+
+def _first_byte(kind: int) -> bytes:
+    # struct flock: kind, whence, start, length, and the process, of which there is none.
+    return struct.pack("hhqqi", kind, os.SEEK_SET, 0, 1, 0)
+
+
+_ENTER, _LEAVE = _first_byte(fcntl.F_WRLCK), _first_byte(fcntl.F_UNLCK)
+#: What an answer begins with where nobody has such a lock.
+_FREE = _LEAVE[:2]
 
 _Key = tuple[Hashable, bool]
 
@@ -86,6 +103,8 @@ class Turns:
         self._others_at = float("-inf")
         self._long = _Allowances()
         self._slow: dict[Hashable, float] = {}
+        #: Tells of those that wait in other processes, while a turn lasts.
+        self.elsewhere: FileTurn | None = None
 
     def take(self, owner: Hashable, long: bool, timeout: float) -> None:
         """Wait for a turn of ``owner``.
@@ -164,7 +183,10 @@ class Turns:
             return False
         owner, long = holder
         if not any(each[0] != owner for each in list(self._lines)):
-            return False
+            # Whose writes wait there is not known.
+            if self.elsewhere is None or not self.elsewhere.is_waited_for:
+                return False
+            self._others_at = now
         if long:
             return now - self._since > LONG_HOLD
         if len(self._slow) > _MANY:
@@ -191,6 +213,78 @@ class Turns:
             if not key[1] or now >= self._long_again:
                 return key
         return next(iter(self._lines), None)
+
+
+class FileTurn:
+    """The turn of this process at writing to a file, among the processes of zComm that have it open. For one thread at
+    a time.
+
+    SQLite lets one write at a time as well, and has the others sleep and look again, each longer than the time before:
+    who came first may come last. Here the system wakes who waits, in order. A lock on SQLite's write-ahead log says
+    whose turn it is, as SQLite itself has none on that; the system takes it from a process that ends, in whatever way.
+    Programs that do not know of it wait as SQLite has them wait.
+
+    :param descriptor: of the log, for reading and writing; closed with this.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    def take_at_once(self) -> bool:
+        """Take the turn where nobody has it or waits for it; returns whether that was so."""
+        if self.is_waited_for:
+            return False
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The file system has no such locks; SQLite keeps writers apart in any case.
+            pass
+        return True
+
+    def take(self, timeout: float) -> bool:
+        """Wait for the turn; returns whether it came within so many seconds.
+
+        It may wait for longer where a process was stopped in its turn: the system knows no time for this.
+        """
+        begun = time.monotonic()
+        has_line = False
+        try:
+            if _HAS_LINE:
+                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLKW, _ENTER)
+                has_line = True
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        except OSError:
+            return True
+        finally:
+            if has_line:
+                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, _LEAVE)
+        if time.monotonic() - begun > timeout:
+            self.give_back()
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """End the turn."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another process waits, as far as the system tells."""
+        if not _HAS_LINE:
+            return False
+        try:
+            found = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, _ENTER)
+        except OSError:
+            return False
+        return found[:2] != _FREE
 
 
 class Locks:

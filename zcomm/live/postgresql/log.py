@@ -255,6 +255,10 @@ class PostgreSQLLog:
 
     # Installing
 
+    @property
+    def file(self) -> str:
+        return ""
+
     def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
         try:
             self._compare_at = time.monotonic() + COMPARE_EVERY

@@ -162,6 +162,10 @@ class SQLiteLog:
         #: Whether the log was to be looked after while a step was under way.
         self._is_late = False
 
+    @property
+    def file(self) -> str:
+        return self._database.written_file
+
     # Watching.
 
     def prepare(self, models: Sequence[Model]) -> Mapping[str, str]:
