@@ -285,7 +285,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         return port in self._ports
 
     @property
-    def ports(self) -> list[IListeningPort]:
+    def ports(self) -> list[Any]:
         """All that it listens on, in the order of its endpoints; none while it does not."""
         return list(self._ports)
 
