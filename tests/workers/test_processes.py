@@ -57,6 +57,11 @@ def served_by(server: RunningServer, clients: Clients) -> list[int]:
     return [ports[client.socket.getsockname()[1]] for client in clients]
 
 
+def here(server: RunningServer) -> set[int]:
+    """The ports of clients that somebody serves."""
+    return {link.raddr.port for worker in workers(server) for link in worker.net_connections() if link.raddr}
+
+
 def connected(server: RunningServer, count: int, **options: object) -> Clients:
     token = server.token
     return [BlockingRawClient(server.port, token=token, **options) for _ in range(count)]
@@ -155,7 +160,7 @@ def test_a_worker_is_killed_and_another_takes_its_place(running_server: Start, c
 
 
 def test_a_worker_that_stands_still_is_missing(running_server: Start):
-    """The others answer, and say that it is; it is there again when it goes on."""
+    """The others answer, and say that it is; it is there again when it goes on. The same of the parent."""
     server = running_server("--workers", "2")
     stopped = workers(server)[0]
     before = metrics(server)
@@ -176,6 +181,16 @@ def test_a_worker_that_stands_still_is_missing(running_server: Start):
         assert found["workers"]["running"] == 1 and len(found["workers"]["missing"]) == 1
     finally:
         stopped.resume()
+    assert wait_until_blocking(lambda: health(server)["workers"]["missing"] == [], "both of them")
+    # Without the parent each answers for itself, and serves.
+    server.signal(signal.SIGSTOP)
+    try:
+        with BlockingRawClient(server.port, token=server.token) as client:
+            assert client.call("ping", 1)["result"] == 1
+            report_of_one = health(server)
+            assert (report_of_one["status"], report_of_one["workers"]) == ("ok", "unavailable")
+    finally:
+        server.signal(signal.SIGCONT)
     assert metrics(server)["zcomm_commands_total"] >= before["zcomm_commands_total"]
     assert health(server)["workers"] == {"running": 2, "missing": []}
 
@@ -273,7 +288,7 @@ def test_every_kind_of_endpoint_and_a_reload(running_server: Start, clients: Cli
     origins.write_text("https://one.example\nhttps://two.example\n")
     policy.write_text("admin: {models: {Users: [read]}}\n")
     server = running_server(
-        *("--workers", "2", "--allowed-origin", f"@{origins}", "--policy", str(policy)),
+        *("--workers", "2", "--allowed-origin", f"@{origins}", "--policy", str(policy), "--shutdown-timeout", "0.5"),
         *("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"),
         *("--listen", f"unix:{path}:mode=600", "--listen", "haproxy:tcp:0:interface=127.0.0.1"),
         home=home,
@@ -328,9 +343,18 @@ def test_every_kind_of_endpoint_and_a_reload(running_server: Start, clients: Cli
         ):
             shown.add(int(secured.getpeercert()["serialNumber"], 16))
     assert shown == {serial}
+    # One that is told to end takes nothing away from the others.
+    first = workers(server)[0]
+    first.terminate()
+    server.wait_for_log(
+        rf"(?s)pid {first.pid}\) has ended by itself; it is started again.*worker \d \(pid \d+\) serves"
+    )
+    with socket.socket(socket.AF_UNIX) as near:
+        near.connect(os.fspath(path))
     policy.write_text("admin: {models: 7}\n")
     reloaded(server, "not reloaded, what was read before still holds")
-    assert {client.call("read_Users", {})["code"] for client in of_bob} == {"permission_denied"}
+    left = [client for client in of_bob if client.socket.getsockname()[1] in here(server)]
+    assert left and {client.call("read_Users", {})["code"] for client in left} == {"permission_denied"}
     assert server.stop() == 0
     assert not path.exists()
 
@@ -410,10 +434,37 @@ def test_the_database_is_the_parents(running_server: Start, clients: Clients, fr
     )
     postmaster.kill()
     server.wait_for_log(r"(?s)postgresql: ready.*postgresql: ready")
+    told: list[list[str]] = [[] for _ in clients]
+
+    def all_told() -> bool:
+        for states, client in zip(told, clients, strict=True):
+            client.send_json({"zKey": "ping", "_requestId": "the end"})
+            while (message := client.next_json()).get("_requestId") != "the end":
+                if message.get("event") == "service":
+                    states.append(f"{message['name']} {message['status']['state']}")
+        return all(states[-1:] == ["postgresql running"] for states in told)
+
+    wait_until_blocking(all_told, "news of the database")
+    # Each of them once, in order, whichever worker a client is at.
+    assert all(states == told[0] for states in told) and len(set(told[0])) == len(told[0]), told
+    # The same of what carries between them.
+    tell_each_other(server, clients, ["Ann", "Ben"])
+    (redis,) = (child for child in psutil.Process(server.process.pid).children() if "redis" in child.name())
+    redis.kill()
+    server.wait_for_log(r"(?s)zcomm-engine: ready.*zcomm-engine: ready")
     numbers = iter(range(1, 10_000))
     wait_until_blocking(lambda: written(next(numbers)), "a database that all of them have")
     (count,) = {len(client.call("read_Users", {})["result"]) for client in clients}
-    assert count >= 16
+    assert count >= 18
+
+    def hear_of_each_other() -> bool:
+        """Whether a client of each worker has heard of a row that one of the other has made."""
+        heard(clients)
+        name = f"both {next(numbers)}"
+        assert "result" in clients[0].call("create_Users", {"values": {"name": name}})
+        return all(name in names for names in heard(clients[1:]))
+
+    wait_until_blocking(hear_of_each_other, "workers that hear of each other again")
     assert server.stop() == 0
     assert server.log.index("worker 1 ") < server.log.rindex("postgresql: stopped")
 

@@ -48,6 +48,8 @@ PATIENCE = 2.0
 #: Seconds beyond two shutdown timeouts after which a worker that is to end is killed: what it has to end has limits of
 #: its own, each a little longer than that timeout.
 GRACE = 20.0
+#: Seconds in which what a worker has said before its end is read.
+LAST_WORDS = 1.0
 #: Bytes of a line of a worker's output; what is longer comes in pieces.
 LONGEST_LINE = 64 * 1024
 #: The descriptors of a worker: that of its channel, then those that it accepts on.
@@ -138,6 +140,8 @@ class _Process(ProcessProtocol):
     :ivar channel: the channel to it.
     :ivar ready_at: when it could serve; ``None`` while it cannot.
     :ivar refused: why it cannot, in its own words.
+    :ivar end: how it has ended; ``None`` while it runs.
+    :ivar killing: what is done if it does not end, or its channel does not, in time.
     """
 
     def __init__(self, crew: Crew, seat: _Seat, id: int):
@@ -146,6 +150,7 @@ class _Process(ProcessProtocol):
         self.ready_at: float | None = None
         self.refused: ZCommError | None = None
         self.begun = False
+        self.end: str | None = None
         self.pid = 0
         self.ready: Waiters[None] = Waiters()
         self.ended: Waiters[None] = Waiters()
@@ -232,7 +237,7 @@ class Crew:
 
     def spawn(self) -> None:
         """Start the processes, which load what they need and wait."""
-        for seat in self._seats:
+        for seat in () if self._stopping else self._seats:
             self._spawn(seat)
 
     @inlineCallbacks
@@ -414,8 +419,10 @@ class Crew:
     # -- the end of one, or of all
 
     def lost(self, worker: _Process) -> None:
-        """A worker has closed its channel: it is about to end, or is not what it should be."""
-        if worker.seat.worker is worker and worker.killing is None:
+        """A worker has closed its channel: it has ended or is about to, or is not what it should be."""
+        if worker.end is not None:
+            self._gone(worker)
+        elif worker.killing is None:
             self._kill_later(worker)
 
     def _kill_later(self, worker: _Process) -> None:
@@ -437,12 +444,22 @@ class Crew:
             worker.killing.cancel()
             worker.killing = None
         self._totals.ended(worker.id)
-        worker.channel.close()
-        how = _how(reason)
+        worker.end = how = _how(reason)
         self._tell_others(seat, "gone", seat.number)
         if not self._stopping and not self._owner.is_stopping and self._is_up:
             self._try_again(seat, worker.ready_at, f"(pid {worker.pid}) has ended {how}")
-        worker.ready.fail(worker.refused or _failed(seat, f"it has ended {how} before it could serve"))
+        if worker.channel.is_open:
+            # Its last words may be on their way; and a process that it has forked may have the channel.
+            worker.killing = self.reactor.callLater(LAST_WORDS, worker.channel.close)
+        else:
+            self._gone(worker)
+
+    @staticmethod
+    def _gone(worker: _Process) -> None:
+        """Nothing more is to be heard of a worker that has ended."""
+        if worker.killing is not None and worker.killing.active():
+            worker.killing.cancel()
+        worker.ready.fail(worker.refused or _failed(worker.seat, f"it has ended {worker.end} before it could serve"))
         worker.ended.fire(None)
 
     def _try_again(self, seat: _Seat, ready_at: float | None, what: str) -> None:

@@ -37,7 +37,7 @@ from zcomm.workers.shares import Shares
 __all__ = ["Worker", "run"]
 
 #: Seconds that a report of all workers may take; after that it is that of this one.
-PATIENCE = 4.0
+PATIENCE = 3.0
 #: Seconds for which one that is ahead of the others accepts nobody.
 PAUSE = 0.01
 
@@ -58,6 +58,8 @@ class Worker(zComm):
         if config.demo:
             demo.add_to(self.program)
         self.sockets = [socket.socket(fileno=number) for number in begin.sockets]
+        for copied in self.sockets:
+            copied.set_inheritable(False)
         self.bifrost = self.create_websocket()
         self.bifrost.endpoints = partial(shared_endpoints, self.sockets)
         self.nodes.on("reload", lambda _: self._reload())
@@ -166,6 +168,9 @@ class Worker(zComm):
         self.startService()
         for port in self.bifrost.ports:
             pause_while(port, self.shares.is_ahead, PAUSE)
+        for copied in self.sockets:
+            # Of the port's own no process that is forked here has a copy.
+            copied.close()
         self._looking = settle(self.reactor)
         return self.start_below()
 
@@ -201,6 +206,8 @@ def run(number: int, control: int) -> NoReturn:
     """Be a worker, from the first message of the parent on to the end of the process."""
     # Ctrl-C on the terminal is for the parent, which ends its workers in order.
     os.setpgid(0, 0)
+    # Programs that are started here have neither that nor the ports.
+    os.set_inheritable(control, False)
     channel = socket.socket(fileno=control)
     try:
         begin = decoded(receive(channel), Begin)
