@@ -552,6 +552,9 @@ class TopicListener(Protocol):
     def presence(self, topic: str, change: Change, teller: Any) -> None:
         """Note that somebody has come into a topic that is listened to or has gone, or says something else."""
 
+    def presence_missed(self, topic: str) -> None:
+        """Note that changes of the members of a topic may not have been heard."""
+
     def came_or_went(self, topic: str, change: Change) -> None:
         """Note a change of any topic that this process has brought about, and no other tells of: in all of them it is
         told once."""

@@ -31,6 +31,7 @@ class Node:
         self.changes: list[tuple[str, Change]] = []
         self.crossings: list[tuple[str, Change]] = []
         self.states: list[str] = []
+        self.unheard: list[str] = []
         self.told: list[Broadcast] = []
         self.said: list[tuple[str, bytes]] = []
         self.misses = 0
@@ -51,6 +52,9 @@ class Node:
 
     def presence(self, topic: str, change: Change, teller: Any) -> None:
         self.changes.append((topic, change))
+
+    def presence_missed(self, topic: str) -> None:
+        self.unheard.append(topic)
 
     def came_or_went(self, topic: str, change: Change) -> None:
         self.crossings.append((topic, change))

@@ -116,7 +116,8 @@ class Following:
         if followed is None or followed.held is not None or followed.position is None:
             return
         known = followed.position
-        if followed.is_late or position.epoch != known.epoch or position.offset > known.offset:
+        # An offset that is lower is one of a moment ago, or what came behind it is lost.
+        if followed.is_late or position != known:
             self._heal(topic, followed)
 
     def heal(self, topics: Iterable[str] | None = None) -> None:

@@ -622,6 +622,10 @@ class Hub:
         """Tell of somebody who has come or gone, within a moment."""
         self.watching.change(topic, self._topics.get(topic), change, teller)
 
+    def presence_missed(self, topic: str) -> None:
+        """Look who is there, where somebody here watches that."""
+        self.watching.look(topic)
+
     def came_or_went(self, topic: str, change: Change) -> None:
         """Tell the program of that, where it hears of the topic."""
         self.watching.note(topic, change)

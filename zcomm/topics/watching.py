@@ -101,6 +101,23 @@ class Watching:
         if teller is not None:
             waiting.tellers[teller] = None
 
+    def look(self, name: str) -> None:
+        """Ask who is in the topic ``name``, where somebody here watches that, and tell what was not heard."""
+        topic = self._topic(name)
+        if topic is not None and topic.watchers:
+            asking = self._engine.members(name)
+            asking.addCallbacks(self._looked, self._tell_later, (name,), errbackArgs=(name,))
+
+    def _looked(self, now: Members, name: str) -> None:
+        topic = self._topic(name)
+        if topic is None or not topic.watchers or now.version == topic.presence_version:
+            return
+        topic.presence_version = now.version
+        window = Window()
+        window.is_broken = True
+        _note_size(topic, now.connections)
+        self._send(topic, window.told_whole(now), _Waiting())
+
     def note(self, name: str, change: Change) -> None:
         """Tell the program of a change within a moment, where it hears of the topic ``name``."""
         waiting = self._windows.get(name)

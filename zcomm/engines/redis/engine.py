@@ -76,14 +76,17 @@ _read_head = msgspec.json.Decoder(_Head).decode
 class _Heard:
     """A topic that is listened to.
 
+    :ivar is_asked: whether its position is asked for, or is not to be.
+    :ivar was_heard: whether what is published there was heard once.
     :ivar waiting: those who wait until what is published is heard.
     """
 
-    __slots__ = ("count", "is_kept", "waiting")
+    __slots__ = ("count", "is_asked", "is_kept", "waiting", "was_heard")
 
     def __init__(self, is_kept: bool):
         self.count = 1
         self.is_kept = is_kept
+        self.is_asked = self.was_heard = False
         self.waiting: list[Deferred[Position | None]] = []
 
 
@@ -179,6 +182,7 @@ class RedisEngine(Service):
         if self._is_ready:
             self._tell_whether_away()
             self._lease.own.enter_again()
+            self._lease.leave_again()
             self._compare()
             self._cast_on()
             return
@@ -221,6 +225,12 @@ class RedisEngine(Service):
     def _look(self) -> None:
         self._pool.look()
         self._tell_whether_away()
+        if self._pool.is_up:
+            if not self._is_ready:
+                self.servers_up()
+            for topic, heard in list(self._topics.items()):
+                if not heard.is_asked and self._channels.is_confirmed(topic):
+                    self._ask(topic, heard)
 
     def _tell_whether_away(self) -> None:
         since = self._pool.down_since
@@ -395,6 +405,14 @@ class RedisEngine(Service):
         heard = self._topics.get(topic)
         if heard is None:
             return
+        if heard.was_heard and self._deliver is not None:
+            # Meanwhile it was not.
+            self._deliver.presence_missed(topic)
+        heard.was_heard = True
+        self._ask(topic, heard)
+
+    def _ask(self, topic: str, heard: _Heard) -> None:
+        heard.is_asked = True
         if not heard.is_kept:
             self._stands(None, topic, heard)
             return
@@ -403,7 +421,7 @@ class RedisEngine(Service):
         names = (keys.stream, keys.meta, self._layout.history(keys.partition))
         asking = self._pool.call(keys.partition, self._pool.scripts.listen, names, words, patience=FOREVER)
         asking.addCallbacks(
-            lambda reply: self._stands(position_of(reply), topic, heard), self._stands_not, errbackArgs=(topic,)
+            lambda reply: self._stands(position_of(reply), topic, heard), self._stands_not, errbackArgs=(topic, heard)
         )
 
     def _stands(self, position: Position | None, topic: str, heard: _Heard) -> None:
@@ -423,8 +441,10 @@ class RedisEngine(Service):
         for deferred in waiting:
             deferred.callback(position)
 
-    def _stands_not(self, failure: Failure, topic: str) -> None:
-        if self.running:
+    def _stands_not(self, failure: Failure, topic: str, heard: _Heard) -> None:
+        # It is asked for again soon.
+        heard.is_asked = False
+        if self.running and not failure.check(Unavailable):
             self._log.failure("{topic} cannot be listened to", failure, topic=topic)
 
     def _heard_raw(self, topic: str, data: bytes) -> None:
@@ -462,6 +482,9 @@ class RedisEngine(Service):
         """Tell of a topic that does not go on where it was."""
         if topic[0] == "$":
             self._missed()
+            if reason == "history_lost":
+                # Those who had not heard what is lost cannot know that it was there.
+                self._cast(topic, b"m")
         elif self._deliver is not None:
             self._deliver.moved(topic, position, reason)
 

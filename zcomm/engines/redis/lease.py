@@ -21,8 +21,8 @@ from zcomm.engines.redis.layout import Layout
 from zcomm.engines.redis.link import Words
 from zcomm.engines.redis.members import Entry, OwnMembers
 from zcomm.engines.redis.pool import PATIENCE, Pool, is_refused
-from zcomm.engines.redis.protocol import ReplyError
-from zcomm.engines.redis.replies import changes_of
+from zcomm.engines.redis.protocol import LinkLost, ReplyError
+from zcomm.engines.redis.replies import changes_of, read_text
 from zcomm.engines.redis.scripts import Script
 from zcomm.errors import Unavailable
 from zcomm.interfaces import Change
@@ -165,6 +165,25 @@ class Lease:
             return
         for change in changes_of(text):
             self._on_change(topic, change)
+
+    @inlineCallbacks
+    def leave_again(self) -> Any:
+        """Let those leave who left before, where the servers have forgotten that."""
+        lease = self._lease
+        for partition in range(self._layout.partitions):
+            protocol = self._pool.protocol(partition)
+            if protocol is None:
+                return
+            try:
+                topics = yield protocol.call("SMEMBERS", self._layout.node_topics(partition, lease))
+                for topic in map(bytes.decode, topics):
+                    named = yield protocol.call("SMEMBERS", self._layout.node_members(partition, lease, topic))
+                    for connection in map(read_text, named):
+                        if not self.own.is_in(topic, connection):
+                            self.own.leave(topic, connection)
+            except (ReplyError, LinkLost):
+                # With the next connection it is looked at anew.
+                return
 
     # -- beats
 

@@ -61,6 +61,10 @@ class OwnMembers:
     def __len__(self) -> int:
         return sum(map(len, self._members.values()))
 
+    def is_in(self, topic: str, connection: str) -> bool:
+        """Whether a connection is to be in a topic."""
+        return connection in self._members.get(topic, {})
+
     def enter(self, topic: str, connection: str, user: str, state: bytes | None) -> Deferred[None]:
         """Let a connection in, or take its new state, if any; fires when the engine has it."""
         members = self._members.setdefault(topic, {})

@@ -8,10 +8,11 @@ import msgspec
 
 from zcomm.interfaces import Change, KeptMessage, Members, Position, Slice
 
-__all__ = ["changes_of", "members_of", "parts_of", "position_of", "slice_of"]
+__all__ = ["changes_of", "members_of", "parts_of", "position_of", "read_text", "slice_of"]
 
 _read_changes = msgspec.json.Decoder(list[tuple[int, int, int, int, str, str, msgspec.Raw, int, int]]).decode
-_read_text = msgspec.json.Decoder(str).decode
+#: A text of JSON.
+read_text = msgspec.json.Decoder(str).decode
 
 
 def position_of(reply: bytes) -> Position | None:
@@ -63,5 +64,5 @@ def members_of(reply: list[Any]) -> Members:
         entries = reply[3] if len(reply) > 3 else []
         for connection, entry in zip(entries[::2], entries[1::2], strict=True):
             _, user, state = entry.split(b"\n", 2)
-            named.setdefault(_read_text(user), {})[_read_text(connection)] = state
+            named.setdefault(read_text(user), {})[read_text(connection)] = state
     return Members(int(reply[0]), reply[1], reply[2], named)

@@ -36,8 +36,9 @@ local function stand(meta, stream, new_epoch, ttl, history_key)
   local m = redis.call('HMGET', meta, 'e', 'r', 's', 'f')
   if m[1] then return m[1], m[2], tonumber(m[3]), m[4] or '' end
   local r = history(history_key)
-  redis.call('DEL', stream)
+  -- First what takes room: a server that has none refuses that only as long as nothing is written.
   redis.call('HSET', meta, 'e', new_epoch, 'r', r, 's', '0')
+  redis.call('DEL', stream)
   redis.call('PEXPIRE', meta, ttl)
   return new_epoch, r, 0, ''
 end
