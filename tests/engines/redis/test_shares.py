@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from zcomm.engines.redis.shares import Shares
+from zcomm.engines.redis.shares import CHUNKS, Shares
 from zcomm.interfaces import Kept
 from zcomm.topics.history import MESSAGE, TOPIC, USER_SHARE
 
@@ -60,9 +60,10 @@ def test_what_is_over_is_forgotten():
         assert not shares.add("ann", f"t{number}", Kept(10, 5.0), 1, 100)
     assert shares.size == 10 * (TOPIC + MESSAGE + 100)
     clock.now = 5.0
-    assert not shares.add("ann", "new", Kept(10, 5.0), 1, 100)
-    assert shares.size == TOPIC + MESSAGE + 100
+    for number in range(11):
+        assert not shares.add("ann", "new", Kept(10, 5.0), number + 1, SHARE // CHUNKS)
+    assert shares.size == TOPIC + 10 * (MESSAGE + SHARE // CHUNKS)
     many = [
         trim for number in range(SHARE // TOPIC + 10) for trim in shares.add("eve", f"e{number}", Kept(1, 5.0), 1, 0)
     ]
-    assert many and shares.size <= SHARE + TOPIC + MESSAGE + 100
+    assert many and shares.size <= SHARE + TOPIC + 10 * (MESSAGE + SHARE // CHUNKS)

@@ -21,11 +21,12 @@ from zcomm.engines.redis.beats import BEAT
 from zcomm.engines.redis.channels import Channels
 from zcomm.engines.redis.lease import Lease
 from zcomm.engines.redis.link import Link
-from zcomm.engines.redis.pool import FOREVER, PATIENCE, Call, Pool, error_of, is_refused
+from zcomm.engines.redis.pool import FOREVER, Pool
+from zcomm.engines.redis.publishing import Publishing
 from zcomm.engines.redis.replies import changes_of, members_of, parts_of, position_of, slice_of
 from zcomm.engines.redis.servers import Settings, settings_from
 from zcomm.engines.redis.shares import Shares
-from zcomm.errors import Conflict, Unavailable
+from zcomm.errors import Unavailable
 from zcomm.interfaces import (
     EVERYBODY,
     Audience,
@@ -41,9 +42,8 @@ from zcomm.interfaces import (
     Slice,
     TopicListener,
 )
-from zcomm.topics.history import KEEPS, KNOWN, MAX_SIZE
+from zcomm.topics.history import MAX_SIZE
 from zcomm.topics.keys import DIGEST
-from zcomm.topics.keys import KEPT as KEYS_KEPT
 from zcomm.topics.presence import DETAIL
 from zcomm.topics.requests import MAX_MESSAGES
 
@@ -116,7 +116,6 @@ class RedisEngine(Service):
         at_end = getattr(reactor, "at_end_of_turn", None) or (lambda call: reactor.callLater(0, call))
         self._at_end = at_end
         self._pool = pool = Pool(settings, reactor, layout, f"zcomm-{self.node}", self, ack)
-        self._is_copied = ack == "replica"
         self._channels = Channels(
             layout, pool.hearing, settings.kind == "cluster", self._confirmed, self._heard_raw, pool.find_again
         )
@@ -125,20 +124,19 @@ class RedisEngine(Service):
             pool, layout, self.node, at_end, lambda: reactor.seconds(), lambda: self.own_clients, self._brought_about
         )
         self._topics: dict[str, _Heard] = {}
-        self._shares = Shares(memory, lambda: reactor.seconds())
+        shares = Shares(memory, lambda: reactor.seconds())
+        self._publishing = Publishing(
+            pool, layout, self.node, shares, lambda: reactor.seconds(), at_end, ack == "replica", self._cast_on
+        )
         self._looking = LoopingCall(self._look)
         self._beating = LoopingCall(self._beat)
         self._comparing = LoopingCall(self._compare)
         for loop in (self._looking, self._beating, self._comparing):
             loop.clock = reactor
-        #: Publishes that wait for a server, in order, by topic.
-        self._lanes: dict[str, deque[tuple[Call, float, Deferred[Any]]]] = {}
         #: What other nodes are to be told and have not been.
         self._casts: deque[tuple[str, bytes]] = deque()
         self._has_lost_casts = False
         self._is_ready = self._is_degraded = False
-        #: Numberings that were offered to scripts.
-        self._epochs = 0
 
     # -- as a service
 
@@ -314,7 +312,7 @@ class RedisEngine(Service):
         """Send what other nodes are to be told, in order, where the servers are there."""
         while (self._casts or self._has_lost_casts) and self._is_ready:
             topic, message = (ALL, b"m") if self._has_lost_casts else self._casts[0]
-            if topic in self._lanes or self._pool.protocol(self._layout.topic(topic).partition) is None:
+            if self._publishing.is_waiting(topic) or self._pool.protocol(self._layout.topic(topic).partition) is None:
                 return
             if self._has_lost_casts:
                 self._has_lost_casts = False
@@ -417,7 +415,7 @@ class RedisEngine(Service):
             self._stands(None, topic, heard)
             return
         keys = self._layout.topic(topic)
-        words = (self._new_epoch(), NUMBERED)
+        words = (self._publishing.new_epoch(), NUMBERED)
         names = (keys.stream, keys.meta, self._layout.history(keys.partition))
         asking = self._pool.call(keys.partition, self._pool.scripts.listen, names, words, patience=FOREVER)
         asking.addCallbacks(
@@ -500,92 +498,7 @@ class RedisEngine(Service):
         teller: Any = None,
     ) -> Deferred[Position | None]:
         """Publish a message; see :class:`~zcomm.interfaces.IEngine`. The one that comes back is delivered here too."""
-        keys = self._layout.topic(topic)
-        names: tuple[bytes, ...] = (keys.stream, keys.meta, self._layout.history(keys.partition))
-        if key is not None:
-            names += (self._layout.idempotency(keys.partition, author or "", key),)
-        payload = origin.encode() + b"\n" + fragment
-        digest = digest[:DIGEST]
-        words: tuple[bytes | str | int, ...]
-        if kept is None:
-            script = self._pool.scripts.relay
-            words = (keys.channel, payload, digest, int(KEYS_KEPT * 1000))
-        else:
-            script = self._pool.scripts.publish
-            seconds = kept.seconds
-            known = KNOWN if KEEPS * seconds < KNOWN else KEEPS * seconds
-            words = (
-                keys.channel,
-                kept.messages,
-                int(seconds * 1000),
-                int(known * 1000),
-                int(KEYS_KEPT * 1000),
-                payload,
-                self._new_epoch(),
-                digest,
-            )
-        call = Call(keys.partition, script, names, words, key is not None)
-        protocol = self._pool.protocol(keys.partition)
-        if protocol is None or topic in self._lanes:
-            published = self._in_lane(topic, call)
-        else:
-            published = protocol.call("EVALSHA", script.sha, len(names), *names, *words)
-            published.addErrback(self._to_lane, topic, call)
-        published.addCallbacks(position_of, _conflict)
-        if self._is_copied and topic[0] != "$":
-            published.addCallback(self._copied, keys.partition)
-        if author is not None and kept is not None and topic[0] != "$":
-            published.addCallback(self._count, author, topic, kept, len(payload))
-        return published
-
-    def _copied(self, position: Position | None, partition: int) -> Deferred[Position | None]:
-        return self._pool.copied(partition).addCallback(lambda _: position)
-
-    def _count(self, position: Position | None, author: str, topic: str, kept: Kept, size: int) -> Position | None:
-        """Count what a user has published; where that is more than its share, its oldest messages go."""
-        if position is not None:
-            for trim in self._shares.add(author, topic, kept, position.offset, size):
-                keys = self._layout.topic(trim.topic)
-                trimming = self._pool.call(keys.partition, self._pool.scripts.trim, (keys.stream,), (trim.offset + 1,))
-                # Where the engine is away, the next one goes further.
-                trimming.addErrback(lambda failure: failure.trap(Unavailable) and None)
-        return position
-
-    def _new_epoch(self) -> str:
-        """A numbering that no topic has, nor had."""
-        self._epochs += 1
-        return f"{self.node}{self._epochs:x}"
-
-    def _to_lane(self, failure: Failure, topic: str, call: Call) -> Deferred[Any]:
-        self._pool.judge(error_of(failure), call)
-        return self._in_lane(topic, call)
-
-    def _in_lane(self, topic: str, call: Call) -> Deferred[Any]:
-        """Publish behind what waits for the server already."""
-        published: Deferred[Any] = Deferred()
-        lane = self._lanes.get(topic)
-        if lane is None:
-            lane = self._lanes[topic] = deque()
-            self._at_end(lambda: self._drive(topic, lane))
-        lane.append((call, self._reactor.seconds() + PATIENCE, published))
-        return published
-
-    @inlineCallbacks
-    def _drive(self, topic: str, lane: deque[tuple[Call, float, Deferred[Any]]]) -> Any:
-        while lane:
-            call, until, published = lane[0]
-            if not published.called:
-                try:
-                    reply = yield self._pool.patiently(call, until)
-                except Exception:
-                    if not published.called:
-                        published.errback(Failure())
-                else:
-                    if not published.called:
-                        published.callback(reply)
-            lane.popleft()
-        del self._lanes[topic]
-        self._cast_on()
+        return self._publishing.publish(topic, kept, fragment, author, origin, key, digest)
 
     def resume(self, topic: str, since: Position) -> Deferred[Slice]:
         """A Deferred of all messages after ``since``, or of none and the reason."""
@@ -618,7 +531,7 @@ class RedisEngine(Service):
         is_whole: bool,
     ) -> Deferred[Slice]:
         keys = self._layout.topic(topic)
-        words: list[bytes | str | int] = [self._new_epoch(), NUMBERED]
+        words: list[bytes | str | int] = [self._publishing.new_epoch(), NUMBERED]
         if since is None:
             words += ["", "", ""]
         else:
@@ -689,12 +602,3 @@ class RedisEngine(Service):
         keys = self._layout.topic(topic)
         asking = self._pool.call(keys.partition, self._pool.scripts.members, (keys.members, keys.users), (most,))
         return asking.addCallback(members_of)
-
-
-def _conflict(failure: Failure) -> Any:
-    if is_refused(error_of(failure), "CONFLICT"):
-        raise Conflict(
-            "_idempotencyKey: it was used to publish something else; use a key only for the same again",
-            {"_idempotencyKey": "was used for something else"},
-        )
-    return failure

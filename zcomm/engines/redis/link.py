@@ -10,10 +10,10 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     UNIXClientEndpoint,
-    connectProtocol,
     wrapClientTLS,
 )
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import Factory
 from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -152,7 +152,9 @@ class Link:
     @inlineCallbacks
     def _connect(self) -> Any:
         protocol = RedisProtocol(self._at_end, self._reactor.seconds, self._lost)
-        yield connectProtocol(self._endpoint(), protocol)
+        factory = Factory.forProtocol(lambda: protocol)
+        factory.noisy = False
+        yield self._endpoint().connect(factory)
         self._making = protocol
         credentials = self._credentials
         calls: list[Words] = []

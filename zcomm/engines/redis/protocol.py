@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hiredis
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -19,6 +20,10 @@ ReplyError = hiredis.ReplyError
 
 class LinkLost(Exception):
     """The connection ended before the reply: nobody knows whether the command was carried out."""
+
+
+#: Takes a reply, an error or :class:`LinkLost`. It raises nothing.
+Handler = Callable[[Any], None]
 
 
 class RedisProtocol(Protocol):
@@ -42,7 +47,7 @@ class RedisProtocol(Protocol):
         self._on_lost = on_lost
         self.on_push: Callable[[Any], None] | None = None
         self._reader = hiredis.Reader()
-        self._waiting: deque[Deferred[Any]] = deque()
+        self._waiting: deque[Handler] = deque()
         self._out: list[bytes] = []
         self.heard = seconds()
 
@@ -54,14 +59,22 @@ class RedisProtocol(Protocol):
     def call(self, *words: bytes | str | int) -> Deferred[Any]:
         """Send a command; a Deferred of its reply. It fails with :class:`ReplyError` where the server refuses, and with
         :class:`LinkLost`."""
+        reply: Deferred[Any] = Deferred()
+        self.ask(hiredis.pack_command(words), partial(_settle, reply))  # type: ignore[arg-type]
+        return reply
+
+    def ask(self, packed: bytes, handler: Handler) -> None:
+        """Send a command as the protocol has it; ``handler`` is called with its reply, which may be a
+        :class:`ReplyError`, or with :class:`LinkLost`."""
         if self.transport is None:
-            return fail(LinkLost())
+            handler(LinkLost())
+            return
         if not self._waiting:
             self.heard = self._seconds()
-        reply: Deferred[Any] = Deferred()
-        self._waiting.append(reply)
-        self.send(*words)
-        return reply
+        self._waiting.append(handler)
+        if not self._out:
+            self._at_end(self._flush)
+        self._out.append(packed)
 
     def send(self, *words: bytes | str | int) -> None:
         """Send a command that has no reply of its own."""
@@ -91,10 +104,8 @@ class RedisProtocol(Protocol):
             while (reply := take()) is not False:
                 if self.on_push is not None:
                     self.on_push(reply)
-                elif isinstance(reply, ReplyError):
-                    waiting.popleft().errback(reply)
                 else:
-                    waiting.popleft().callback(reply)
+                    waiting.popleft()(reply)
         except (hiredis.ProtocolError, IndexError):
             # What speaks there is no Redis.
             self.abort()
@@ -110,5 +121,12 @@ class RedisProtocol(Protocol):
         self._out = []
         waiting, self._waiting = self._waiting, deque()
         self._on_lost(reason)
-        for reply in waiting:
-            reply.errback(LinkLost())
+        for handler in waiting:
+            handler(LinkLost())
+
+
+def _settle(deferred: Deferred[Any], reply: Any) -> None:
+    if isinstance(reply, (ReplyError, LinkLost)):
+        deferred.errback(reply)
+    else:
+        deferred.callback(reply)

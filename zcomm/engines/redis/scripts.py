@@ -91,19 +91,19 @@ if KEYS[4] then redis.call('SET', KEYS[4], ARGV[8] .. position, 'PX', ARGV[5]) e
 return position
 """
 
-# KEYS: stream, meta, history, and the idempotency key if there is one. ARGV: channel, payload, digest, key's ms
+# KEYS: stream, meta, history, and the idempotency key if there is one. ARGV: channel, key's ms, payload, digest
 _RELAY = """
 if KEYS[4] then
   local known = redis.call('GET', KEYS[4])
   if known then
-    if string.sub(known, 1, #ARGV[3]) ~= ARGV[3] then return redis.error_reply('CONFLICT') end
+    if string.sub(known, 1, #ARGV[4]) ~= ARGV[4] then return redis.error_reply('CONFLICT') end
     return ''
   end
 end
 -- What is not kept is missing in what was: its numbering is over.
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('DEL', KEYS[1], KEYS[2]) end
-redis.call('PUBLISH', ARGV[1], '0 - ' .. ARGV[2])
-if KEYS[4] then redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4]) end
+redis.call('PUBLISH', ARGV[1], '0 - ' .. ARGV[3])
+if KEYS[4] then redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[2]) end
 return ''
 """
 

@@ -72,29 +72,42 @@ class Shares:
         if user is None:
             user = self._authors[author] = _Author()
         self._authors.move_to_end(author)
-        self._expire(user, now)
-        filled = user.topics.get(topic)
+        topics, cost = user.topics, MESSAGE + size
+        filled = topics.get(topic)
         if filled is None:
-            filled = user.topics[topic] = _Filled()
-            self._count(user, TOPIC)
-        user.topics.move_to_end(topic)
+            filled = topics[topic] = _Filled()
+            user.size += TOPIC
+            self.size += TOPIC
+        topics.move_to_end(topic)
         filled.expires = now + kept.seconds
-        chunks, cost = filled.chunks, MESSAGE + size
-        if chunks and chunks[-1][1] + cost <= self._chunk and chunks[-1][0] <= offset:
-            chunks[-1] = offset, chunks[-1][1] + cost
+        chunks = filled.chunks
+        if chunks and (last := chunks[-1])[1] + cost <= self._chunk and last[0] <= offset:
+            chunks[-1] = offset, last[1] + cost
         else:
             chunks.append((offset, cost))
         filled.size += cost
-        self._count(user, cost)
-        while chunks and chunks[0][0] <= offset - kept.messages:
-            # The topic has lost these already.
+        user.size += cost
+        self.size += cost
+        if chunks[0][0] > offset - kept.messages and user.size <= self._share and self.size <= self._total:
+            return []
+        return self._make_room(author, user, filled, offset - kept.messages, now)
+
+    def _make_room(self, author: str, user: _Author, filled: _Filled, lost: int, now: float) -> list[Trim]:
+        """Forget what is gone by itself, and let go what is too much.
+
+        :param lost: the last offset that the topic has lost already, as it keeps no more.
+        """
+        while filled.chunks and filled.chunks[0][0] <= lost:
             self._drop(user, filled)
+        self._expire(user, now)
         trims: list[Trim] = []
         while user.size > self._share:
             trims += self._trim(user)
         while self.size > self._total:
             name, oldest = next(iter(self._authors.items()))
-            trims += self._trim(oldest)
+            self._expire(oldest, now)
+            if oldest.topics:
+                trims += self._trim(oldest)
             if not oldest.topics:
                 del self._authors[name]
         if not user.topics:
