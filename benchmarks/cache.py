@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,25 +49,56 @@ def installed(environment: Path, package: str) -> None:
 
 def peers_python() -> Path:
     """The Python of an environment that holds the peers' packages, installed when their list is newer."""
-    environment, wanted = cache_directory() / "venv", PEERS / "requirements.txt"
+    return python_of("venv", PEERS / "requirements.txt")
+
+
+def python_of(name: str, wanted: Path) -> Path:
+    """The Python of an environment that holds a list of packages, installed when that is newer."""
+    environment = cache_directory() / name
     python, mark = environment / "bin" / "python", environment / "installed"
     if not _is_current(mark, wanted):
         print("installing the peers' packages …", file=sys.stderr)
         venv.create(environment, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", "-r", str(wanted)], check=True)
+        subprocess.run(
+            [str(python), "-I", "-m", "pip", "install", "--quiet", "--upgrade", "-r", str(wanted)], check=True
+        )
         mark.touch()
     return python
 
 
-def node_script(name: str, package: str) -> Path | None:
-    """The script of a peer on Node beside its package, which is installed; ``None`` where there is no Node."""
+def node_script(name: str, *packages: str, directory: str = "node") -> Path | None:
+    """The script of a peer on Node beside its packages, which are installed; ``None`` where there is no Node."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not (node and npm):
         return None
-    directory = cache_directory() / "node"
-    if not (directory / "node_modules" / package).exists():
+    place = cache_directory() / directory
+    place.mkdir(exist_ok=True)
+    missing = [each for each in packages if not _has(place, each)]
+    if missing:
+        print(f"installing {', '.join(missing)} …", file=sys.stderr)
+        subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", *missing], cwd=place, check=True)
+    shutil.copy(PEERS / name, place / name)
+    return place / name
+
+
+def _has(place: Path, package: str) -> bool:
+    """Whether a package is there, in the version that stands behind its name, if any."""
+    name, at, version = package[1:].partition("@")
+    made = place / "node_modules" / (package[0] + name) / "package.json"
+    return made.exists() and (not at or json.loads(made.read_text())["version"] == version)
+
+
+def nchan_module() -> Path | None:
+    """Nchan's module of nginx: the system's, or that of its package, unpacked; ``None`` where there is none."""
+    module = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+    if module.exists():
+        return module
+    directory = cache_directory() / "nchan"
+    found = list(directory.rglob("ngx_nchan_module.so"))
+    if not found and shutil.which("apt-get") and shutil.which("nginx"):
         directory.mkdir(exist_ok=True)
-        print(f"installing {package} …", file=sys.stderr)
-        subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", package], cwd=directory, check=True)
-    shutil.copy(PEERS / name, directory / name)
-    return directory / name
+        subprocess.run(["apt-get", "-q", "download", "libnginx-mod-nchan"], cwd=directory, capture_output=True)
+        for package in directory.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), str(directory)], check=True)
+        found = list(directory.rglob("ngx_nchan_module.so"))
+    return found[0] if found else None

@@ -6,6 +6,7 @@ Plain SVG, bars of medians with a line from the lowest to the highest round; col
 from __future__ import annotations
 
 import json
+import re
 import sys
 from html import escape
 from pathlib import Path
@@ -22,6 +23,12 @@ TITLES = {
     "handshakes": "Handshakes a second",
     "idle": "KiB for an idle connection (less is better)",
     "crud": "Queries a second through the socket",
+    "cluster-publish": "Publishes a second at one of two nodes",
+    "cluster-latency": "Milliseconds from node to node, median (less is better)",
+    "cluster-fanout": "Deliveries a second",
+    "cluster-storm": "Seconds until 99 % are back (less is better)",
+    "cluster-presence": "Seconds until both nodes tell of it (less is better)",
+    "cluster-gone": "Seconds until members of a killed node are gone (less is better)",
 }
 CASES = {
     "1x1": "1 connection, 1 request at a time",
@@ -59,19 +66,24 @@ def picture(mode: str, case: str, by_server: dict[str, list[dict[str, Any]]]) ->
 
 
 def _text(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}"
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2g}"
 
 
-def main() -> None:
-    """Draw every case of the report."""
-    report, directory = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+def draw(report: dict[str, Any], directory: Path) -> None:
+    """Draw every case of a report."""
     directory.mkdir(parents=True, exist_ok=True)
     for mode, results in report["modes"].items():
         for case, by_server in results["samples"].items():
             if len(by_server) > 1:
-                name = f"{mode}-{case.replace(' ', '-').lower()}.svg"
-                (directory / name).write_text(picture(mode, case, by_server))
-                print(directory / name)
+                name = re.sub("[^a-z0-9]+", "-", f"{mode}-{case}".lower().replace(",", ""))
+                path = directory / f"{name}.svg"
+                path.write_text(picture(mode, case, by_server))
+                print(path)
+
+
+def main() -> None:
+    """Draw every case of the report."""
+    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 
 
 if __name__ == "__main__":

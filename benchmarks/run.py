@@ -40,6 +40,43 @@ COLUMNS = {
     "handshakes": (("rate", "handshakes/s", True), ("cpu_us", "cpu µs", False)),
     "idle": (("kib", "KiB/connection", False), ("cpu_share", "cpu share", False)),
     "crud": (("rate", "queries/s", True), ("p99_us", "p99 µs", False)),
+    "cluster-publish": (
+        ("rate", "publishes/s", True),
+        ("node_us", "node µs", False),
+        ("redis_us", "Redis µs", False),
+        ("other_us", "other µs", False),
+    ),
+    "cluster-latency": (
+        ("p50", "p50 ms", False),
+        ("p99", "p99 ms", False),
+        ("rate", "messages/s", True),
+        ("told", "delivered", True),
+        ("node_share", "node share", False),
+        ("other_share", "other share", False),
+        ("redis_share", "Redis share", False),
+    ),
+    "cluster-fanout": (
+        ("rate", "deliveries/s", True),
+        ("cpu_us", "cpu µs", False),
+        ("node_us", "node µs", False),
+        ("other_us", "other µs", False),
+        ("redis_us", "Redis µs", False),
+        ("stalls", "stalls", False),
+    ),
+    "cluster-storm": (
+        ("seconds", "seconds", False),
+        ("not_recovered", "not recovered", False),
+        ("lost", "lost", False),
+        ("node_ms", "node ms each", False),
+        ("redis_ms", "Redis ms each", False),
+    ),
+    "cluster-presence": (
+        ("seconds", "seconds", False),
+        ("events", "events each", False),
+        ("node_us", "nodes µs each", False),
+        ("redis_us", "Redis µs each", False),
+    ),
+    "cluster-gone": (("seconds", "seconds", False), ("node_ms", "node ms", False), ("redis_ms", "Redis ms", False)),
 }
 OUR_NAME = "zcomm"
 

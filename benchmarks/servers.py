@@ -34,6 +34,16 @@ COMMAND = f'{{"zKey":"ping","zHorizontal":{{"model":"Users","id":%d,"values":{VA
 #: Limits that the load exceeds on purpose: one connection here asks more often than any browser.
 LIFTED = ("--frame-rate", "10000000", "--frame-burst", "10000000", "--connections-per-user", "10000")
 
+#: Topics that are published to, and crowded.
+KINDS = '"room:{id}": {history: 100, publish: anybody}\n"long:{id}": {history: 1000, publish: anybody}\n' + (
+    '"crowd:{id}": {history: 10, presence: true, publish: anybody}\n'
+)
+#: Who may what with them: every publish and every subscription is judged by it.
+POLICY = "admin:\n  topics:\n" + "".join(
+    f'    "{kind}:*": [subscribe, publish, presence, history]\n' for kind in ("room", "long", "crowd")
+)
+PUBLISHES = ("--publish-rate", "10000000")
+
 
 @dataclass(frozen=True)
 class Server:
@@ -150,7 +160,8 @@ def custom(text: str) -> Server:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -202,7 +213,7 @@ def running(
 
     :raises RuntimeError: with what it printed, when it does not listen ``within`` seconds.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="zcomm-bench-") as directory:
         home = Path(directory)
         command = [str(port) if word == "PORT" else word for word in (*server.command, *options)]

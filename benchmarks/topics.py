@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,32 +31,8 @@ from servers import FAN_OPTIONS, Running, Server, zcomm
 DATA = f'{{"type":"update","data":{{"model":"Users","id":%d,"values":{servers.VALUES}}}}}'
 SUBSCRIBE = '{"zKey":"zSubscribe","zHorizontal":{"topic":"room:1"},"_requestId":1}'
 PUBLISH = f'{{"zKey":"zPublish","zHorizontal":{{"topic":"room:1","data":{DATA}}}}}'
-KINDS = '"room:{id}": {history: 100, publish: anybody}\n"long:{id}": {history: 1000, publish: anybody}\n' + (
-    '"crowd:{id}": {history: 10, presence: true, publish: anybody}\n'
-)
-#: Who may what with them: every publish and every subscription is judged by it.
-POLICY = "admin:\n  topics:\n" + "".join(
-    f'    "{kind}:*": [subscribe, publish, presence, history]\n' for kind in ("room", "long", "crowd")
-)
-LIFTED = ("--publish-rate", "10000000")
 #: Users who come at once, and within how many seconds.
 CROWD, WITHIN = 2000, 1.0
-
-
-def nchan_module() -> Path | None:
-    """Nchan's module of nginx: the system's, or that of its package, unpacked; ``None`` where there is none."""
-    module = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
-    if module.exists():
-        return module
-    directory = cache.cache_directory() / "nchan"
-    found = list(directory.rglob("ngx_nchan_module.so"))
-    if not found and shutil.which("apt-get") and shutil.which("nginx"):
-        directory.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "-q", "download", "libnginx-mod-nchan"], cwd=directory, capture_output=True)
-        for package in directory.glob("*.deb"):
-            subprocess.run(["dpkg", "-x", str(package), str(directory)], check=True)
-        found = list(directory.rglob("ngx_nchan_module.so"))
-    return found[0] if found else None
 
 
 def nchan(module: Path, place: Path) -> Server:
@@ -85,10 +59,10 @@ def nchan(module: Path, place: Path) -> Server:
 def known(place: Path) -> dict[str, Server]:
     """Every server that can be measured here, by name."""
     kinds, policy = place / "kinds.yaml", place / "policy.yaml"
-    kinds.write_text(KINDS)
-    policy.write_text(POLICY)
+    kinds.write_text(servers.KINDS)
+    policy.write_text(servers.POLICY)
     plain = zcomm("zcomm-broadcast")
-    topics = zcomm("zcomm", "--topics", str(kinds), "--policy", str(policy), *LIFTED)
+    topics = zcomm("zcomm", "--topics", str(kinds), "--policy", str(policy), *servers.PUBLISHES)
     of_topics: dict[str, Any] = {"opening": {"WSLOAD_HELLO": SUBSCRIBE, "WSLOAD_READY": "1"}, "news": PUBLISH}
     found = [
         Server("zcomm", topics.command, rpc=topics.rpc, fan=topics.fan, ours=True, **of_topics),
@@ -113,7 +87,7 @@ def known(place: Path) -> dict[str, Server]:
                 opening={"WSLOAD_HELLO": "40", "WSLOAD_READY": "2", "WSLOAD_THEN": '42["join","room:1"]'},
             )
         )
-    module = nchan_module()
+    module = cache.nchan_module()
     if module is not None:
         found.append(nchan(module, place))
     return {server.name: server for server in found}

@@ -1,0 +1,1 @@
+"""What ``cluster.py`` needs: the servers that share a Redis, and clients of each."""
