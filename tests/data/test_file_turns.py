@@ -18,6 +18,7 @@ import pytest_twisted
 import sqlalchemy as sa
 from support.waiting import wait_until, wait_until_blocking
 
+from zcomm.data.drivers import sqlite
 from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.drivers.turns import HOLD, FileTurn, Turns
 from zcomm.data.schema import load_schema
@@ -184,6 +185,43 @@ def test_other_programs_write_in_between(tmp_path: Path):
         ends.join(60)
         assert other.execute("SELECT body FROM Notes ORDER BY id").fetchall() == [("theirs",), ("mine",)]
     other.close()
+    connection.close()
+
+
+def test_the_log_begins_anew_though_somebody_always_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As many processes do that each read for a moment: SQLite alone would have its log grow for ever."""
+    monkeypatch.setattr(sqlite, "_LOG", 8 << 20)
+    path = made(tmp_path / "test.sqlite3")
+    database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
+    connection = database.connect()
+    is_over, reads = threading.Event(), [0]
+
+    def read() -> None:
+        readers = [sqlite3.connect(path, isolation_level=None, check_same_thread=False) for _ in range(2)]
+        while not is_over.is_set():
+            for reader in readers:
+                reader.execute("BEGIN")
+                reader.execute("SELECT max(id) FROM Notes").fetchall()
+                # The other one has begun before.
+                reads[0] += 1
+                other = readers[reads[0] % 2]
+                if other.in_transaction:
+                    other.execute("ROLLBACK")
+                is_over.wait(0.001)
+        for reader in readers:
+            reader.close()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    text = "x" * 40_000
+    for number in range(1500):
+        with database.writing(connection, "me"):
+            connection.run("INSERT OR REPLACE INTO Notes VALUES (?, ?)", (number % 10, text), False)
+    is_over.set()
+    thread.join(60)
+    assert reads[0] > 20
+    # It was 1500 times 40 KB that were written.
+    assert Path(f"{path}-wal").stat().st_size < 24 << 20
     connection.close()
 
 

@@ -66,6 +66,9 @@ _CALL = 64
 _READY, _READY_LENGTH = 100, 64 << 10
 #: How many descriptors a connection may take: of the file, its log, the index of that, its directory, and ours.
 _DESCRIPTORS = 6
+#: Bytes of the log from which on one sees to it that it begins anew, after how many turns one looks at it, and
+#: milliseconds that those who read it are waited for.
+_LOG, _LOG_LOOK, _LOG_WAIT = 16 << 20, 50, 50
 #: RETURNING came with 3.35.
 _OLDEST = (3, 35, 0)
 #: Bytes that a value may have for SQLite itself.
@@ -645,6 +648,20 @@ class _Connection:
         except sqlite3.Error:
             self.close()
 
+    def restart_log(self) -> bool:
+        """Copy the log into the file, so that it begins anew with the next write; returns whether that could be done.
+        Those who read it are waited for, for a moment; whoever begins to read meanwhile reads the file alone."""
+        try:
+            timeout = self._raw.execute("PRAGMA busy_timeout").fetchone()[0]
+            self._raw.execute(f"PRAGMA busy_timeout = {_LOG_WAIT}").close()
+            try:
+                is_busy: int = self._raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+            finally:
+                self._raw.execute(f"PRAGMA busy_timeout = {timeout}").close()
+        except sqlite3.Error:
+            return False
+        return not is_busy
+
     def distrust(self) -> None:
         """A trigger of SQLite can change nothing but rows."""
 
@@ -717,6 +734,8 @@ class SQLiteDatabase:
         self._limit = statement_timeout
         self._busy = busy_timeout
         self._turns = Turns()
+        self._turns_had = 0
+        self._longest_log = _LOG
         self.line = Turns(_MEMORY_HOLD) if self._path is None else None
         self._shared: sqlite3.Connection | None = None
         #: Whether the file is an empty one, which may be given a log.
@@ -929,6 +948,9 @@ class SQLiteDatabase:
             turns.elsewhere = turn
             try:
                 yield
+                self._turns_had += 1
+                if self._turns_had % _LOG_LOOK == 0 and connection is not None:
+                    self._keep_log_short(file, connection)
             finally:
                 turns.elsewhere = None
                 if turn is not None:
@@ -938,6 +960,15 @@ class SQLiteDatabase:
             if connection is not None:
                 connection.turn = None
             turns.give_back()
+
+    def _keep_log_short(self, file: FileWatch, connection: _Connection) -> None:
+        """Have the log begin anew where it has become long: SQLite itself does so only in a moment in which nobody
+        reads, and does not wait for one. Where readers let it not, it is tried again when it is longer."""
+        size = file.log_size
+        if size > self._longest_log:
+            self._longest_log = max(_LOG, size + size // 4)
+            if connection.restart_log():
+                self._longest_log = _LOG
 
     def _wait_for(self, turn: FileTurn) -> None:
         with self._turns.aside():

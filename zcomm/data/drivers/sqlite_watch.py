@@ -118,6 +118,19 @@ class _LogIndex:
     backfilled: tuple[int, int]
 
     @property
+    def page(self) -> int:
+        """Bytes of a page."""
+        size: int = struct.unpack_from("=H", self.head, 14)[0]
+        # 64 KiB does not fit in there.
+        return 65536 if size == 1 else size
+
+    @property
+    def frames(self) -> int:
+        """How many pages the log has."""
+        found: int = struct.unpack_from("=I", self.head, 16)[0]
+        return found
+
+    @property
     def settled(self) -> bool:
         """Whether nobody is copying into the file."""
         return self.backfilled[0] == self.backfilled[1]
@@ -129,11 +142,9 @@ class _LogIndex:
 
     def ends(self, log: int) -> bool:
         """Whether the open log is as long as the index says, and its last frame the one that the index knows."""
-        size, frames = struct.unpack_from("=H", self.head, 14)[0], struct.unpack_from("=I", self.head, 16)[0]
+        size, frames = self.page, self.frames
         if not frames:
             return True
-        # 64 KiB does not fit in there.
-        size = 65536 if size == 1 else size
         first = os.pread(log, 32, 0)
         last = os.pread(log, 24, 32 + (frames - 1) * (24 + size))
         whole = os.fstat(log).st_size >= 32 + frames * (24 + size)
@@ -394,6 +405,16 @@ class FileWatch:
     def turn(self) -> FileTurn | None:
         """The turn of this process at writing; ``None`` where SQLite alone keeps processes apart."""
         return None if self._opened is None else self._opened.turn
+
+    @property
+    def log_size(self) -> int:
+        """Bytes of the pages in the log, about; 0 where there is none, or nobody knows."""
+        opened = self._opened
+        try:
+            index = None if opened is None else self._index(opened)
+        except Fault:
+            return 0
+        return 0 if index is None else index.page * index.frames
 
     def verify(self) -> None:
         """Look at names and content before a write.
