@@ -138,6 +138,9 @@ export interface Events {
   display: (data: any, message: any) => void;
   progress: (message: Progress & { progressOf: number }) => void;
   service: (service: { name: string; status: any }) => void;
+  /** What connects this server with others is away (`degraded`), or back (`ok`). Where `recovered` is false, changes may
+   * have been missed: read anew what is no live query. */
+  engine: (engine: { state: 'degraded' | 'ok'; recovered?: false }) => void;
 }
 
 /** Ends what the function that returned it began. */

@@ -406,7 +406,7 @@ function classify(text, bigints) {
   const has = (key) => Object.hasOwn(message, key);
   if (message === null || typeof message !== 'object') return { kind: 'broadcast', message };
   if (has('_requestId') && (has('result') || has('error'))) return { kind: 'reply', message };
-  if (has('event') && ['ask', 'ask_closed', 'display', 'progress', 'service'].includes(message.event)) {
+  if (has('event') && ['ask', 'ask_closed', 'display', 'progress', 'service', 'engine'].includes(message.event)) {
     return { kind: message.event, message };
   }
   const ofTopic = ['message', 'topic', 'presence', 'subscribed', 'unsubscribed'].includes(message.event);
@@ -2453,6 +2453,9 @@ export class zBifrost {
         break;
       case 'service':
         this.#listeners.emit('service', { name: message.name, status: message.status });
+        break;
+      case 'engine':
+        this.#listeners.emit('engine', { state: message.state, recovered: message.recovered });
         break;
       case 'ask':
         this.#ask(message);

@@ -85,6 +85,10 @@ function showState(state) {
   showOnline(state === 'connected');
 }
 
+function showEngine({ state }) {
+  if (client.connected) $('status-text').textContent = state === 'ok' ? STATES.connected : 'Connected, engine away';
+}
+
 function showCountdown({ attempt, delay }) {
   const end = performance.now() + delay;
   const show = () => {
@@ -127,6 +131,7 @@ async function connect(url, secret) {
     ['state', ({ state }) => showState(state)],
     ['open', () => showError($('connect-error'), null)],
     ['reconnecting', showCountdown],
+    ['engine', showEngine],
     ['error', (error) => showError($('connect-error'), words(error))],
     ...listeners,
   ]) {

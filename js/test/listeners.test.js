@@ -24,6 +24,21 @@ describe('listeners', () => {
     assert.equal(told[1], 'second');
   });
 
+  it('hear of the engine, which is no broadcast', async () => {
+    const { net, client } = await connected();
+    const told = [];
+    client.onBroadcast((message) => told.push(message));
+    client.on('engine', ({ state, recovered }) => told.push([state, recovered]));
+    net.last.say({ event: 'engine', state: 'degraded' });
+    net.last.say({ event: 'engine', state: 'ok' });
+    net.last.say({ event: 'engine', state: 'ok', recovered: false });
+    assert.deepEqual(told, [
+      ['degraded', undefined],
+      ['ok', undefined],
+      ['ok', false],
+    ]);
+  });
+
   it('that throw are shown on the console when nobody listens for errors, or when that one throws', async () => {
     const shown = mock.method(console, 'error', () => {});
     const { net, client } = await connected();

@@ -877,6 +877,20 @@ async def test_malformed_messages_do_no_harm(join: Join, served: Served):
     assert await call == "ping"
 
 
+@pytest_twisted.ensureDeferred
+async def test_what_is_told_of_the_engine_is_no_broadcast(join: Join, served: Served):
+    """It has listeners of its own."""
+    client = await join()
+    told: list[Any] = []
+    client.on("broadcast", told.append)
+    client.on("engine", lambda message: told.append((message["state"], message.get("recovered"))))
+    (connection,) = list(served.bifrost.registry)
+    for state in ({"state": "degraded"}, {"state": "ok"}, {"state": "ok", "recovered": False}):
+        connection.send({"event": "engine", **state})
+    assert await client.send({"zKey": "ping"}) == "ping"
+    assert told == [("degraded", None), ("ok", None), ("ok", False)]
+
+
 def test_contact_what_is_no_payload_event_or_listener_is_refused_by_name():
     """At once, with what is meant; the plain client's are the same."""
     client = Client("ws://127.0.0.1:1")

@@ -40,8 +40,8 @@ GREETING, LONGEST = 10.0, 2.0**31 - 1
 #: Calls that may be under way, where the server does not tell a smaller limit.
 MOST_CALLS = 64
 #: What a program may listen to.
-HEARD = ("broadcast", "display", "service", "state", "close", "error")
-_EVENTS = ("ask", "ask_closed", "display", "progress", "service")
+HEARD = ("broadcast", "display", "service", "engine", "state", "close", "error")
+_EVENTS = ("ask", "ask_closed", "display", "progress", "service", "engine")
 
 
 def connect(
@@ -496,8 +496,8 @@ class Client:
             self._listeners.emit(event, message)
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
-        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
-        server, where it answers no call); returns the function that ends it."""
+        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``engine``, ``state``, ``close``, or
+        ``error`` (of the server, where it answers no call); returns the function that ends it."""
         return self._listeners.on(event, listener)
 
     def on_broadcast(self, listener: Callable[[Any], Any]) -> Callable[[], None]:

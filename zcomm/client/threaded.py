@@ -161,8 +161,8 @@ class Client:
     # -- what arrives
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
-        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
-        server, where it answers no call); returns the function that ends it."""
+        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``engine``, ``state``, ``close``, or
+        ``error`` (of the server, where it answers no call); returns the function that ends it."""
         stop = blocking(self._client.on, event, self._in_thread(listener) if callable(listener) else listener)
         self._heard[event, listener] = stop
         return lambda: blocking(stop)

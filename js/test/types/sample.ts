@@ -124,6 +124,7 @@ export async function sample(): Promise<void> {
   client.removeBroadcastListener(listener);
   client.on('close', ({ code, final }) => final && code === 1008);
   client.onDisplay((data) => data);
+  client.on('engine', ({ state: engine, recovered }) => engine === 'degraded' || recovered === false);
   client.onAsk((prompt: Prompt, { signal, error }) => (signal.aborted ? null : (prompt.label ?? error?.message)));
   stop();
   client.disconnect();
