@@ -10,6 +10,7 @@ import pytest
 import pytest_twisted
 from support.rawclient import RawClient, connect
 from support.redisserver import RedisServer
+from support.waiting import wait_until
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 
@@ -110,5 +111,46 @@ async def test_each_message_comes_once(tmp_path: Path, redis: RedisServer, prefi
     assert all(got == told[0] for got in told) and sorted(told[0]) == list(range(1, MESSAGES + 1))
     assert sorted(told[0].values()) == list(range(MESSAGES))
     assert sum(joiner.joined for joiner in joiners) > 5 * JOINERS
+    for comm in comms:
+        await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_slow_is_caught_up_at_either_node(tmp_path: Path, redis: RedisServer, prefix: str):
+    """A client that takes nothing for a while is told each message once, in order, when it reads again, and is not
+    thrown out; messages come at both nodes all the time."""
+    engine = f"{redis.unix_url}?prefix={prefix}"
+    comms = [await started(tmp_path / name, engine) for name in "ab"]
+    for comm in comms:
+        comm.topic("room:{id}", history=10_000, publish="anybody")
+    clients = [await connect(comm.websockets[0].port) for comm in comms]
+    text, count, published = "x" * 40_000, 600, 0
+    for client in clients:
+        reply = await client.call("zSubscribe", {"topic": "room:1"})
+        assert reply["result"]["offset"] == 0
+
+    async def publish() -> None:
+        nonlocal published
+        while published < count:
+            several = [comms[each % 2].publish("room:1", [published + each, text]) for each in range(5)]
+            published += len(several)
+            for one in several:
+                await one
+
+    async def read(client: RawClient) -> None:
+        for number in range(count):
+            if number % 150 == 0:
+                client.stop_reading()
+                so_many = min(count, number + 120)
+                await wait_until(lambda so_many=so_many: published >= so_many)
+                client.read_again()
+            event = await client.next_json()
+            assert (event.get("event"), event.get("offset")) == ("message", number + 1)
+            assert len(event["data"]) == 2
+
+    running = [ensureDeferred(publish()), *(ensureDeferred(read(client)) for client in clients)]
+    for is_done, result in await DeferredList(running, consumeErrors=True):
+        if not is_done:
+            result.raiseException()
     for comm in comms:
         await comm.stopService()
