@@ -219,6 +219,11 @@ class Options(usage.Options):
         try:
             self["config"] = self._config()
             self["count"] = worker_count(os.environ, self["workers"])
+            if self["count"] > 1 and self["engine"] == "memory":
+                raise ConfigError(
+                    "--engine",
+                    "memory is for one process alone; leave it out, and workers share zComm's own Redis",
+                )
         except ConfigError as error:
             raise usage.UsageError(str(error)) from None
 

@@ -435,15 +435,37 @@ def test_nothing_to_carry_between_them(tmp_path: Path):
 
 
 def test_a_number_of_workers_that_is_none(tmp_path: Path):
-    """The option and the variable are named."""
+    """The option and the variable are named; so is an engine that several could not share."""
     for option, environ, line in (
         (["--workers", "0"], {}, "--workers: '0' is no number of workers; use one from 1 to 64"),
         ([], {"ZCOMM_WORKERS": "many"}, "ZCOMM_WORKERS: 'many' is no number of workers; use one from 1 to 64"),
+        (["--workers", "2", "--engine", "memory"], {}, "--engine: memory is for one process alone"),
     ):
         done = run_python(
             twistd_command(*option), cwd=tmp_path, env=clean_environ(tmp_path, environ), timeout=2 * DEADLINE
         )
         assert done.returncode == 1 and line in done.stdout + done.stderr
+
+
+def test_a_worker_that_cannot_serve_later(running_server: Start, clients: Clients, tmp_path: Path):
+    """It is tried again after longer and longer waits, while the other serves; and serves as soon as it can."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    broken = home / "broken"
+    (home / "frail.py").write_text(
+        "import os\nfrom zcomm import function\n\n\n@function\ndef one():\n    return 1\n\n\n"
+        f"if os.path.exists({str(broken)!r}):\n    os._exit(7)\n"
+    )
+    server = running_server("--workers", "2", "--functions", "frail", home=home)
+    broken.write_text("")
+    os.kill(workers(server)[0].pid, signal.SIGKILL)
+    waits = r"has ended by signal 9; it is started again\n(?s:.*) with status 7; it is started again in (0\.\d) s"
+    server.wait_for_log(waits + r"\n(?s:.*) with status 7; it is started again in (0\.\d) s")
+    clients += connected(server, 2)
+    assert [client.call("zFunc(one)")["result"] for client in clients] == [1, 1]
+    broken.unlink()
+    server.wait_for_log(r"(?s)with status 7.*worker 1 \(pid \d+\) serves")
+    assert health(server)["workers"] == {"running": 2, "missing": []}
 
 
 def test_a_port_that_is_taken(tmp_path: Path):
