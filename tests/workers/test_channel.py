@@ -12,12 +12,12 @@ import msgspec
 import pytest
 import pytest_twisted
 from support.waiting import wait_until
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import deferLater
 
 from zcomm.config import Config, Limits, WebSocketConfig
 from zcomm.errors import ConfigError, ServiceStartFailed, Unavailable, UnknownService, ZCommError
-from zcomm.workers.channel import Channel, connect, decoded, encoded, error_from, receive, told_of
+from zcomm.workers.channel import Channel, Together, connect, decoded, encoded, error_from, receive, told_of
 
 
 class Pair:
@@ -103,6 +103,33 @@ async def test_a_side_that_does_not_read_is_known():
     transport.resumeProducing()
     await wait_until(lambda: not pair.here.is_behind, "a side that reads")
     await pair.end()
+
+
+def test_a_question_is_asked_once_for_all_who_wait():
+    """Who comes after the answer has another one; a failure is everybody's; who is cancelled changes nothing."""
+    asked: list[Deferred[int]] = []
+
+    def ask() -> Deferred[int]:
+        asked.append(Deferred())
+        return asked[-1]
+
+    together = Together(ask)
+    got: list[object] = []
+    first, second, third = together(), together(), together()
+    for each in (first, third):
+        each.addCallback(got.append)
+    second.addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+    assert len(asked) == 1
+    asked[0].callback(1)
+    assert got == [1, 1]
+    for each in (together(), together()):
+        each.addErrback(lambda failure: got.append(failure.type))
+    assert len(asked) == 2
+    asked[1].errback(Unavailable("not now"))
+    assert got == [1, 1, Unavailable, Unavailable]
+    together().addCallback(got.append)
+    asked[2].callback(3)
+    assert got[-1] == 3
 
 
 def test_a_configuration_travels():

@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 
 import zcomm.errors
 from zcomm.errors import Unavailable, ZCommError
-from zcomm.runtime.deferreds import following
+from zcomm.runtime.deferreds import Waiters, following
 
-__all__ = ["Channel", "connect", "decoded", "encoded", "error_from", "receive", "told_of"]
+__all__ = ["Channel", "Together", "connect", "decoded", "encoded", "error_from", "receive", "told_of"]
 
 #: Bytes of one message at most; more is a mistake.
 MOST = 64 << 20
@@ -137,6 +137,31 @@ def error_from(told: Sequence[Any]) -> ZCommError:
     error.args = tuple(args)
     vars(error).update(fields)
     return error
+
+
+class Together:
+    """A question that is asked once for all who want its answer meanwhile: anybody may ask for a health report, and
+    each question goes to every process.
+
+    :param ask: asks it.
+    """
+
+    def __init__(self, ask: Callable[[], Deferred[Any]]):
+        self._ask = ask
+        self._waiting: Waiters[Any] = Waiters()
+        self._is_asked = False
+
+    def __call__(self) -> Deferred[Any]:
+        """A Deferred of the answer; it fails as the question does."""
+        waiting = self._waiting.add()
+        if not self._is_asked:
+            self._is_asked = True
+            maybeDeferred(self._ask).addBoth(self._answered)
+        return waiting
+
+    def _answered(self, answer: Any) -> None:
+        self._is_asked = False
+        (self._waiting.fail if isinstance(answer, Failure) else self._waiting.fire)(answer)
 
 
 class Channel(Int32StringReceiver):

@@ -36,7 +36,7 @@ from zcomm.runtime.deferreds import Waiters
 from zcomm.services.restart_policy import RestartPolicy
 from zcomm.web.health import public_status
 from zcomm.web.metrics import text_of
-from zcomm.workers.channel import Channel, connect, encoded, error_from
+from zcomm.workers.channel import Channel, Together, connect, encoded, error_from
 from zcomm.workers.sums import Totals, one_report
 
 __all__ = ["MOST_WORKERS", "Begin", "Crew", "Kept"]
@@ -219,6 +219,8 @@ class Crew:
         self._stopping = False
         self._is_up = False
         self._totals = Totals()
+        self._health = Together(self._make_report)
+        self._metrics = Together(self._make_metrics)
         self._restarts = 0
         self._since = self.reactor.seconds()
 
@@ -372,7 +374,7 @@ class Crew:
         return answers, [seat.number for seat in self._seats if seat.number not in here]
 
     @inlineCallbacks
-    def _health(self) -> Any:
+    def _make_report(self) -> Any:
         answers, missing = yield self._ask_all("report")
         reports = {worker.seat.number: answer for worker, answer in answers.items()}
         report = one_report(reports, missing, self.reactor.seconds() - self._since)
@@ -382,7 +384,7 @@ class Crew:
         return report
 
     @inlineCallbacks
-    def _metrics(self) -> Any:
+    def _make_metrics(self) -> Any:
         answers, missing = yield self._ask_all("numbers")
         families = self._totals.add({worker.id: answer for worker, answer in answers.items()})
         answering = [["zcomm_workers", {}, self.count - len(missing)]]

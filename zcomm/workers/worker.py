@@ -30,7 +30,7 @@ from zcomm.runtime.stdio import keep_every_line, use_non_blocking_output
 from zcomm.web.health import HealthReport
 from zcomm.web.metrics import metrics_of, numbers_of
 from zcomm.web.pages import WebPages
-from zcomm.workers.channel import Channel, Tell, connect, decoded, encoded, receive, told_of
+from zcomm.workers.channel import Channel, Tell, Together, connect, decoded, encoded, receive, told_of
 from zcomm.workers.crew import Begin
 from zcomm.workers.shares import Shares
 
@@ -62,6 +62,8 @@ class Worker(zComm):
             copied.set_inheritable(False)
         self.bifrost = self.create_websocket()
         self.bifrost.endpoints = partial(shared_endpoints, self.sockets)
+        self._ask_health = Together(lambda: self.channel.ask("health", timeout=PATIENCE))
+        self._ask_metrics = Together(lambda: self.channel.ask("metrics", timeout=PATIENCE))
         self.nodes.on("reload", lambda _: self._reload())
         self.shares = Shares(self.bifrost, begin.count, self._send, reactor)
 
@@ -93,7 +95,7 @@ class Worker(zComm):
     @inlineCallbacks
     def _health(self, own: HealthReport, bifrost: zBifrost) -> Any:
         try:
-            report = yield self.channel.ask("health", timeout=PATIENCE)
+            report = dict((yield self._ask_health()))
         except Exception:
             # The parent does not answer, or is gone.
             report = yield own(bifrost)
@@ -103,7 +105,7 @@ class Worker(zComm):
     @inlineCallbacks
     def _metrics(self, bifrost: zBifrost) -> Any:
         try:
-            text = yield self.channel.ask("metrics", timeout=PATIENCE)
+            text = yield self._ask_metrics()
         except Exception:
             return metrics_of(bifrost)
         return text
