@@ -19,6 +19,8 @@ OLDEST = (6, 2)
 #: The mark of a key space that is zComm's, and of its form.
 MARK = b"zcomm 1"
 OPTION = "--engine"
+#: Those whose errors are of TLS.
+TLS = ("OpenSSL", "service_identity")
 
 
 @inlineCallbacks
@@ -98,11 +100,14 @@ def _take_mark(protocol: RedisProtocol, layout: Layout, where: str) -> Generator
     try:
         yield protocol.call("SET", layout.mark, MARK, "NX")
         found = yield protocol.call("GET", layout.mark)
+        kind = yield protocol.call("TYPE", layout.nodes)
     except ReplyError as error:
         if str(error).startswith("WRONGTYPE"):
-            found = b"of another type"
+            found, kind = b"of another type", b"hash"
         else:
             raise
+    if kind not in ("hash", "none", b"hash", b"none"):
+        raise ConfigError(OPTION, f"the key {layout.nodes.decode()} of {where} is somebody else's; {fix}")
     if found is not None and found != MARK:
         raise ConfigError(
             OPTION, f"the key {layout.mark.decode()} of {where} is somebody else's ({found!r:.40}); {fix}"
@@ -130,19 +135,30 @@ def refusal(error: BaseException, where: str) -> str:
             text = "its memory is full"
         elif "LOADING" in text:
             text = "it is loading its data"
+        elif "unknown command" in text:
+            text = "it lacks a command; a Sentinel is named as redis+sentinel://host/NAME-OF-THE-MASTER"
         elif "WRONGTYPE" in text:
             text = "one of its keys is somebody else's; give it a prefix of its own: ?prefix=NAME behind its URL"
     elif isinstance(error, DNSLookupError):
         text = "there is no such host"
     elif isinstance(error, ConnectError):
         text = f"cannot connect: {_reason(error)}"
+    elif isinstance(error, LinkLost) and type(error.__cause__).__module__.startswith(TLS):
+        text = f"TLS failed: {_certificate(error.__cause__)}"
     elif isinstance(error, LinkLost):
         text = "the connection ended; is that a Redis, and does it want TLS (rediss://)?"
-    elif type(error).__module__.startswith("OpenSSL") or "certificate" in text.lower():
-        text = f"TLS failed: {text or type(error).__name__}"
+    elif type(error).__module__.startswith(TLS) or "certificate" in text.lower():
+        text = f"TLS failed: {_certificate(error)}"
     elif not text:
         text = type(error).__name__
     return f"{where}: {text}"
+
+
+def _certificate(error: BaseException | None) -> str:
+    if type(error).__name__ == "VerificationError":
+        return "its certificate is for another name"
+    # An error of OpenSSL is a list of what several layers say.
+    return str(error).replace("\n", " ") or type(error).__name__
 
 
 def _reason(error: ConnectError) -> str:

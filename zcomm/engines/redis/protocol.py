@@ -121,8 +121,10 @@ class RedisProtocol(Protocol):
         self._out = []
         waiting, self._waiting = self._waiting, deque()
         self._on_lost(reason)
+        lost = LinkLost()
+        lost.__cause__ = reason.value
         for handler in waiting:
-            handler(LinkLost())
+            handler(lost)
 
 
 def _settle(deferred: Deferred[Any], reply: Any) -> None:

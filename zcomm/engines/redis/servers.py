@@ -176,12 +176,14 @@ def find(settings: Settings) -> Found:
     if settings.kind == "server":
         return Found(settings.addresses, (0,))
     import redis
+    from redis.exceptions import RedisClusterException
 
     try:
         if settings.kind == "sentinel":
             return Found((_master(settings),), (0,))
         return _cluster(settings)
-    except redis.RedisError as error:
+    # The latter is none of the former.
+    except (redis.RedisError, RedisClusterException) as error:
         raise Unavailable(f"{settings}: {error}") from None
 
 
