@@ -48,6 +48,8 @@ PATIENCE = 2.0
 #: Seconds beyond two shutdown timeouts after which a worker that is to end is killed: what it has to end has limits of
 #: its own, each a little longer than that timeout.
 GRACE = 20.0
+#: Seconds for which the state of the services is told as it was found: to look is dear, and anybody may ask.
+LOOK = 1.0
 #: Seconds in which what a worker has said before its end is read.
 LAST_WORDS = 1.0
 #: Bytes of a line of a worker's output; what is longer comes in pieces.
@@ -219,6 +221,9 @@ class Crew:
         self._stopping = False
         self._is_up = False
         self._totals = Totals()
+        #: The services as they were when they were looked at, and when that was.
+        self._services: dict[str, Any] = {}
+        self._looked = float("-inf")
         self._health = Together(self._make_report)
         self._metrics = Together(self._make_metrics)
         self._restarts = 0
@@ -379,8 +384,12 @@ class Crew:
         reports = {worker.seat.number: answer for worker, answer in answers.items()}
         report = one_report(reports, missing, self.reactor.seconds() - self._since)
         if self._owner.has_services:
-            services = yield self._owner.service_status()
-            report["services"] = {name: public_status(status) for name, status in services.items()}
+            now = self.reactor.seconds()
+            if now - self._looked >= LOOK:
+                self._looked = now
+                services = yield self._owner.service_status()
+                self._services = {name: public_status(status) for name, status in services.items()}
+            report["services"] = self._services
         return report
 
     @inlineCallbacks
