@@ -115,3 +115,58 @@ def test_calls_from_threads_come_in_order_and_one_that_fails_stops_none():
         for reader in reactor.removeAll():
             reader.connectionLost(None)
         loop.close()
+
+
+class Looking(UvloopReactor):
+    """One that counts how often it looks for its next timer."""
+
+    looked = 0
+
+    def timeout(self) -> float | None:
+        self.looked += 1
+        return super().timeout()
+
+
+def test_a_timer_that_is_not_the_next_one_asks_for_no_wake_up():
+    """And all are called, soon: those that are earlier than others, are moved, or are made by one of them."""
+    loop = uvloop.new_event_loop()
+    reactor = Looking(loop)
+    missing = {"first", "its own", "its own at once", "moved", "put off", "last"}
+    looked: list[int] = []
+
+    def call(name: str) -> None:
+        missing.remove(name)
+        if not missing:
+            loop.stop()
+
+    def first() -> None:
+        call("first")
+        reactor.callLater(0.01, own)
+
+    def own() -> None:
+        call("its own")
+        reactor.callLater(0.0, call, "its own at once")
+
+    def begin() -> None:
+        reactor.callLater(30, loop.stop)
+        reactor.callLater(0.06, call, "last")
+        before = reactor.looked
+        others = [reactor.callLater(60, call, "never") for _ in range(1000)]
+        looked.append(reactor.looked - before)
+        for other in others[1:]:
+            other.cancel()
+        moved = reactor.callLater(60, call, "moved")
+        moved.reset(0.04)
+        reactor.callLater(0.02, first)
+        put_off = reactor.callLater(0.001, call, "put off")
+        put_off.delay(0.05)
+
+    try:
+        reactor.callFromThread(begin)
+        loop.run_forever()
+        assert not missing
+        assert looked == [0]
+    finally:
+        for reader in reactor.removeAll():
+            reader.connectionLost(None)
+        loop.close()

@@ -13,12 +13,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any
 
 from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.base import DelayedCall
 from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.posixbase import PosixReactorBase
 
 from zcomm.runtime.acceptor import Port
 
@@ -45,12 +48,17 @@ class UvloopReactor(AsyncioSelectorReactor):
     Where more than 1,024 always have something, uvloop reads on and on, 48 times as many, before it looks at anything
     else: timers, signals, results of threads. So of many it watches the first by itself, and an epoll of ours all
     others, who are one event to it, which ends by the clock.
+
+    Twisted looks for its next timer with every new one. Nearly all of ours are limits of commands that are answered
+    long before, so that the loop is asked for another wake-up only by one that is earlier than all there are.
     """
 
     #: The ports of TCP that it makes.
     port_class = Port
 
     def __init__(self, eventloop: Any):
+        #: The time of the timer that the loop wakes up for.
+        self._wakes_at = inf
         #: Who is read from, by file descriptor.
         self._reading: dict[int, Any] = {}
         self._errors: Any = None
@@ -78,6 +86,25 @@ class UvloopReactor(AsyncioSelectorReactor):
             for reader in self._internalReaders:
                 if isinstance(reader, _SIGCHLDWaker):
                     signal.set_wakeup_fd(reader.o, warn_on_full_buffer=False)
+
+    def callLater(  # noqa: N802 (Twisted's name)
+        self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object
+    ) -> DelayedCall:
+        """Call ``callable`` after ``delay`` seconds."""
+        call = PosixReactorBase.callLater(self, delay, callable, *args, **kwargs)
+        if call.time < self._wakes_at:
+            self._reschedule()
+        return call
+
+    def _reschedule(self) -> None:
+        super()._reschedule()
+        timers = self._pendingTimedCalls
+        self._wakes_at = timers[0].time if timers else inf
+
+    def _onTimer(self) -> None:  # noqa: N802 (Twisted's name)
+        # None is there now.
+        self._wakes_at = inf
+        super()._onTimer()
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:
         """Listen, with a port of our own."""
