@@ -73,6 +73,7 @@ COLUMNS = {
     "cluster-presence": (
         ("seconds", "seconds", False),
         ("events", "events each", False),
+        ("watched", "events watched", False),
         ("node_us", "nodes µs each", False),
         ("redis_us", "Redis µs each", False),
     ),

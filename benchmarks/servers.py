@@ -178,7 +178,7 @@ def undisturbed_with_threads() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     except OSError:
         pass
-    _as_many_files_as_allowed()
+    as_many_files_as_allowed()
 
 
 def undisturbed(priority: int = 1) -> None:
@@ -192,10 +192,11 @@ def undisturbed(priority: int = 1) -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
     except (AttributeError, PermissionError):
         pass
-    _as_many_files_as_allowed()
+    as_many_files_as_allowed()
 
 
-def _as_many_files_as_allowed() -> None:
+def as_many_files_as_allowed() -> None:
+    """Let this process have as many sockets as it may have at all."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
