@@ -777,6 +777,8 @@ class zComm(MultiService):
             except Unavailable as error:
                 raise ConfigError("--engine", str(error)) from None
         yield self._start_data()
+        if isinstance(self.zcli, Host):
+            self.zcli.meet(self.engine)
 
     @inlineCallbacks
     def _start_data(self) -> Any:

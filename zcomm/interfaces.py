@@ -719,6 +719,12 @@ class IEngine(IService):
 
     is_shared = Attribute("Whether other processes may share it: it numbers topics by itself then.")
 
+    def identity() -> Deferred[str]:
+        """The id that all have who share this engine, and nobody else.
+
+        :return: a Deferred of it, which fails with :class:`~zcomm.errors.Unavailable` while the engine is away.
+        """
+
     node = Attribute("The id of this process among those that share the engine: the begin of ids of its connections.")
 
     def deliver(listener: TopicListener) -> None:  # noqa: N805 (an interface has no self)

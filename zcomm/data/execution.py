@@ -22,6 +22,7 @@ from zcomm.data.drivers.turns import Locks
 from zcomm.data.filters import MAX_LIST, Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
+from zcomm.data.neighbours import Server, ServersTable
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
 from zcomm.data.sql.conditions import ALLOWANCE, Parameter
@@ -274,6 +275,7 @@ class Execution:
         self._now = now
         self._declared = schema
         self._idempotency: IdempotencyTable | None = None
+        self._servers: ServersTable | None = None
         self._build("")
         self._converting = threading.Lock()
         #: The models whose tables got a trigger since the start, which may change a written row or take it.
@@ -1203,3 +1205,20 @@ class Execution:
                         self.look_again()
                     else:
                         raise
+
+    def say_there(self, node: str, engine: str, name: str) -> list[Server]:
+        """Say that a server uses the database, and read which others do (:mod:`zcomm.data.neighbours`).
+
+        :raises Fault: where the database does not let it be said, too.
+        """
+        if self._servers is None:
+            self._servers = ServersTable(self._database.dialect, self._database.namespace)
+        with self.pool.connection(spare=True) as connection:
+            for left in reversed(range(_MAX_TRIES)):
+                try:
+                    with self._database.writing(connection, SWEEPER):
+                        return self._servers.say(connection, node, engine, name)
+                except Fault as fault:
+                    if not left or fault.kind != "in_the_way":
+                        raise
+        raise AssertionError

@@ -27,6 +27,7 @@ from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Model, Schema
+from zcomm.data.neighbours import Server
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
@@ -142,6 +143,11 @@ class Store:
     def schema(self) -> Schema:
         """The models; with their columns, once the database has been asked."""
         return self._execution.schema
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else can use this database: it is in the memory of this process."""
+        return self._execution.database.line is not None
 
     def start(self) -> Deferred[None]:
         """Connect, create the tables that are missing, compare the ones that are there. Operations wait for it.
@@ -696,6 +702,11 @@ class Store:
         if self._clock.seconds() > until:
             raise Fault("busy", (), "no thread was free before the deadline")
         return work()
+
+    def say_there(self, node: str, engine: str, name: str) -> Deferred[list[Server]]:
+        """Say that a server uses the database; a Deferred of the others that do, or did lately
+        (:mod:`zcomm.data.neighbours`). It fails with a :class:`~zcomm.data.drivers.driver.Fault`."""
+        return self._own.run("servers", self._execution.say_there, node, engine, name)
 
     def _sweep(self) -> Deferred[None]:
         """Forget expired idempotency keys. Runs on the reactor thread."""

@@ -62,6 +62,10 @@ class MemoryEngine(Service):
         #: How often each topic is listened to.
         self._heard: dict[str, int] = {}
 
+    def identity(self) -> Deferred[str]:
+        """A Deferred of the id of this engine, which no other process shares."""
+        return succeed(self.node)
+
     def attach(self, listener: Listener) -> None:
         """Tell ``listener`` from now on; once, however often it is attached."""
         self._listeners[listener] = None

@@ -31,6 +31,7 @@ from zcomm.engines.parts import Members
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import can_be_cut, check_call, checked_answer, checked_result, host_request, shown
 from zcomm.host.line import Runner
+from zcomm.host.neighbours import Neighbours
 from zcomm.interfaces import (
     ACTIONS,
     Among,
@@ -38,6 +39,7 @@ from zcomm.interfaces import (
     Client,
     FieldRights,
     Identity,
+    IEngine,
     LiveCounts,
     Outcome,
     Permissions,
@@ -99,6 +101,7 @@ class Host(Service):
         #: The live queries on it; ``None`` until the database can be used.
         self.live: LiveQueries | None = None
         self._has_data = False
+        self._neighbours: Neighbours | None = None
         self._waiting: Waiters[None] = Waiters()
         if not config.database:
             # Others may pass the data directory of root. What is wrong with the place, SQLite says.
@@ -152,6 +155,12 @@ class Host(Service):
         self._has_data = True
         self._waiting.fire(None)
 
+    def meet(self, engine: IEngine) -> None:
+        """Look from now on who else uses the database and does not share ``engine``; the log tells of them."""
+        if self._has_data and self._neighbours is None and self.data is not None and not self.data.is_alone:
+            self._neighbours = Neighbours(self.data, engine, self._reactor)
+            self._neighbours.start()
+
     def when_data(self) -> Deferred[None]:
         """Fires when the database can be used; fails with :class:`~zcomm.errors.Unavailable` at shutdown."""
         if self._has_data:
@@ -169,6 +178,9 @@ class Host(Service):
         super().stopService()
         self._has_data = False
         self._waiting.fail(Unavailable("The server is shutting down"))
+        neighbours, self._neighbours = self._neighbours, None
+        if neighbours is not None:
+            neighbours.stop()
         live, self.live = self.live, None
         if live is not None:
             yield self._soon(live.stop())

@@ -160,6 +160,16 @@ async def test_the_connections_of_a_user_are_counted_together(tmp_path: Path, re
     assert not redis.call("KEYS", f"{prefix}:{{0}}:p:*")
 
 
+@pytest_twisted.ensureDeferred
+async def test_the_engine_has_one_id_for_all(pair: Pair, redis: RedisServer, prefix: str):
+    """Also where its server has lost it."""
+    a, b = pair
+    known = await a.engine.identity()
+    assert known == await b.engine.identity() and known not in (a.engine.node, b.engine.node)
+    redis.call("DEL", f"{prefix}:{{0}}:id")
+    assert await a.engine.identity() == await b.engine.identity() != known
+
+
 @runs("protocol-engine")
 @pytest_twisted.ensureDeferred
 async def test_the_engine_goes_and_comes_back(tmp_path: Path):

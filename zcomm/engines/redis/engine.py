@@ -22,6 +22,7 @@ from zcomm.engines.redis.channels import Channels
 from zcomm.engines.redis.lease import Lease
 from zcomm.engines.redis.link import Link
 from zcomm.engines.redis.pool import FOREVER, Pool
+from zcomm.engines.redis.protocol import LinkLost, ReplyError
 from zcomm.engines.redis.publishing import Publishing
 from zcomm.engines.redis.replies import changes_of, members_of, parts_of, position_of, slice_of
 from zcomm.engines.redis.servers import Settings, settings_from
@@ -250,6 +251,22 @@ class RedisEngine(Service):
             self._deliver.engine_state(state)
 
     # -- broadcasts and nodes
+
+    @inlineCallbacks
+    def identity(self) -> Any:
+        """A Deferred of the id that all have who share this engine; it fails with :class:`~zcomm.errors.Unavailable`
+        while its servers are away."""
+        protocol = self._pool.protocol(0)
+        try:
+            if protocol is not None:
+                yield protocol.call("SET", self._layout.identity, token_hex(8), "NX")
+                found = yield protocol.call("GET", self._layout.identity)
+                if found is not None:
+                    return found.decode()
+        except (ReplyError, LinkLost):
+            # Another time.
+            pass
+        raise Unavailable("The engine is away")
 
     def attach(self, listener: Listener) -> None:
         """Tell ``listener`` from now on."""

@@ -125,3 +125,8 @@ class Layout:
     def mark(self) -> bytes:
         """Says that the prefix is taken, by what, and in which form."""
         return self._begins[0] + b"zcomm"
+
+    @property
+    def identity(self) -> bytes:
+        """The id of the engine, as long as its servers keep it."""
+        return self._begins[0] + b"id"
