@@ -17,10 +17,12 @@ import pytest
 import pytest_twisted
 import sqlalchemy as sa
 from support.waiting import wait_until, wait_until_blocking
+from twisted.internet.threads import deferToThread
 
 from zcomm.data.drivers import sqlite
+from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.sqlite import SQLiteDatabase
-from zcomm.data.drivers.turns import HOLD, FileTurn, Turns
+from zcomm.data.drivers.turns import HOLD_ELSEWHERE, FileTurn, Turns
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.errors import TooBusy
@@ -46,13 +48,25 @@ sys.stdin.readline()
 """
 
 
-@contextmanager
-def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+def begun(path: Path) -> subprocess.Popen[str]:
     """Another process in the middle of a write."""
     command = [sys.executable, "-c", HOLDER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    told = process.stdout.readline()
+    if told != "in\n":
+        process.kill()
+        raise AssertionError(f"{told!r} {process.communicate()}")
+    return process
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Have it end with the block."""
+    with process:
         try:
-            assert process.stdout is not None and process.stdout.readline() == "in\n"
             yield process
         finally:
             process.kill()
@@ -135,7 +149,7 @@ def test_a_write_is_in_the_way_of_other_processes(file: Path):
     turns.take("eve", False, 1.0)
     assert mine.take_at_once()
     turns.elsewhere = mine
-    late = time.monotonic() + HOLD
+    late = time.monotonic() + HOLD_ELSEWHERE
     assert not turns.in_the_way(late)
     waits = Waiting(other)
     wait_until_blocking(lambda: turns.in_the_way(late), "a write that is in the way")
@@ -157,7 +171,7 @@ def test_the_turn_of_a_process_ends_with_it(tmp_path: Path):
             connection.run("INSERT INTO Notes (body) VALUES ('whole')", (), False)
         written.append(time.monotonic())
 
-    with holder(path) as other:
+    with ending(begun(path)) as other:
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
         looks = turn_at(Path(f"{path}-wal"))
@@ -186,6 +200,39 @@ def test_other_programs_write_in_between(tmp_path: Path):
         assert other.execute("SELECT body FROM Notes ORDER BY id").fetchall() == [("theirs",), ("mine",)]
     other.close()
     connection.close()
+
+
+def test_a_turn_that_threads_leave_to_each_other_ends_with_the_last(tmp_path: Path):
+    """Also where the one that it was left to has stopped waiting: no process keeps a turn that no thread of it has."""
+    path = made(tmp_path / "test.sqlite3")
+    databases = [SQLiteDatabase(sa.make_url(f"sqlite:///{path}"), busy_timeout=wait) for wait in (0.0005, 0.002)]
+    written: list[int] = []
+
+    def write(number: int) -> None:
+        database = databases[number % 2]
+        connection = database.connect()
+        for turn in range(150):
+            try:
+                with database.writing(connection, f"user {(number + turn) % 3}"):
+                    connection.run("INSERT INTO Notes (body) VALUES ('x')", (), False)
+                written.append(number)
+            except Fault as fault:
+                assert fault.kind in ("busy", "in_the_way")
+        connection.close()
+
+    # They keep the log in place.
+    connections = [database.connect() for database in databases]
+    threads = [threading.Thread(target=write, args=(number,), daemon=True) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {number % 2 for number in written} == {0, 1}
+    assert connections[0].run("SELECT count(*) FROM Notes", (), True)[0] == [(len(written),)]
+    looks = turn_at(Path(f"{path}-wal"))
+    assert looks.take_at_once()
+    for connection in connections:
+        connection.close()
 
 
 def test_the_log_begins_anew_though_somebody_always_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -233,14 +280,14 @@ async def test_a_process_that_was_stopped_in_its_turn_keeps_nobody_waiting_for_e
     path = made(tmp_path / "test.sqlite3")
     store = make_store(f"sqlite:///{path}", load_schema(NOTES), busy_timeout=0.2, deadline=0.5)
     await store.start()
-    with holder(path) as other:
+    with ending(await deferToThread(begun, path)) as other:
         assert other.stdin is not None and other.stdout is not None
         waiting = [store.create(owner, "Notes", {"body": "mine"}) for owner in ("ann", "bob")]
         for each in waiting:
             with pytest.raises(TooBusy):
                 await each
         print(file=other.stdin, flush=True)
-        assert other.stdout.readline() == "out\n"
+        assert await deferToThread(other.stdout.readline) == "out\n"
         await wait_until(lambda: not store._pool._used)
         await store.create("ann", "Notes", {"body": "again"})
         assert [row["body"] for row in await store.read("ann", "Notes")] == ["half", "again"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live.differ.databases import Database, Memory, Postgres, Sqlite
+from live.differ.databases import Database, Memory, Postgres, Shared, Sqlite
 from live.differ.run import World
 from support.postgres import Cluster, cluster_template, make_cluster  # noqa: F401 (fixtures)
 
@@ -31,11 +31,14 @@ def cluster(cluster_template: Path) -> Iterator[Cluster]:  # noqa: F811 (fixture
     yield from make_cluster(cluster_template)
 
 
-@pytest.fixture(params=["sqlite", "memory", "postgresql", "columns", "icu"])
+@pytest.fixture(params=["sqlite", "processes", "memory", "postgresql", "columns", "icu"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """A database of each kind: those of PostgreSQL with zComm's own tables, with others, and with the order of ICU."""
+    """A database of each kind: SQLite's with one server and with two, those of PostgreSQL with zComm's own tables, with
+    others, and with the order of ICU."""
     if request.param == "sqlite":
         return Sqlite()
+    if request.param == "processes":
+        return Shared()
     if request.param == "memory":
         return Memory()
     cluster: Cluster = request.getfixturevalue("cluster")

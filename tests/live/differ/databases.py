@@ -16,7 +16,7 @@ from live.differ.writes import Failed, Foreign
 from support.postgres import PORT, Cluster
 from support.waiting import wait_until_blocking
 
-__all__ = ["Database", "Memory", "Postgres", "Sqlite"]
+__all__ = ["Database", "Memory", "Postgres", "Shared", "Sqlite"]
 
 
 class _SqliteForeign:
@@ -85,8 +85,10 @@ class Database(Protocol):
 
     :ivar url: zComm's option.
     :ivar is_special: whether the tables of models are made here, with columns of PostgreSQL's own.
+    :ivar is_shared: whether there is a second server in each world; else it is in some.
     """
 
+    is_shared: bool
     is_sqlite: bool
     is_special: bool
 
@@ -107,7 +109,7 @@ class Database(Protocol):
 class Sqlite:
     """A file."""
 
-    is_sqlite, is_special = True, False
+    is_sqlite, is_special, is_shared = True, False, False
 
     def prepare(self, dice: Random, directory: Path, models: list[Model]) -> None:
         self._path = directory / "test.sqlite3"
@@ -131,6 +133,12 @@ class Sqlite:
         pass
 
 
+class Shared(Sqlite):
+    """A file that two servers have."""
+
+    is_shared = True
+
+
 class Memory(Sqlite):
     """SQLite in memory, which no other program reaches."""
 
@@ -148,7 +156,7 @@ class Postgres:
     :param icu: the locale by which texts are ordered; empty for that of C.
     """
 
-    is_sqlite = False
+    is_sqlite = is_shared = False
 
     def __init__(self, cluster: Cluster, is_special: bool, icu: str = ""):
         self.is_special = is_special

@@ -108,7 +108,7 @@ class World:
         self.root = Watcher("root", self.reach)
         self.writers = {user: Watcher(user, self.reach) for user in USERS}
         self.watchers = [self.root, *self.writers.values()]
-        if self.database.url != "sqlite://" and self.dice.random() < 0.2:
+        if self.database.url != "sqlite://" and (self.dice.random() < 0.2 or self.database.is_shared):
             shutil.copytree(data, self.directory / "data2")
             self.second = self._start("data2")
             self.writers["root "] = self.root_of_second = Watcher("root", self.reach_second)

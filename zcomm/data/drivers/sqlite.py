@@ -69,6 +69,10 @@ _DESCRIPTORS = 6
 #: Bytes of the log from which on one sees to it that it begins anew, after how many turns one looks at it, and
 #: milliseconds that those who read it are waited for.
 _LOG, _LOG_LOOK, _LOG_WAIT = 16 << 20, 50, 50
+#: Seconds for which several threads write one after the other in one turn of the process.
+_KEEP = 0.002
+#: Seconds, about eleven days.
+_FOR_EVER = 1e6
 #: RETURNING came with 3.35.
 _OLDEST = (3, 35, 0)
 #: Bytes that a value may have for SQLite itself.
@@ -734,6 +738,9 @@ class SQLiteDatabase:
         self._limit = statement_timeout
         self._busy = busy_timeout
         self._turns = Turns()
+        #: The turn of this process and since when it has it, where it does. Used by the thread that has its turn.
+        self._file_turn: FileTurn | None = None
+        self._file_turn_since = 0.0
         self._turns_had = 0
         self._longest_log = _LOG
         self.line = Turns(_MEMORY_HOLD) if self._path is None else None
@@ -941,25 +948,51 @@ class SQLiteDatabase:
             self.verify()
             if connection is not None:
                 connection.turn = turns
-            # The turn of this process among those that have the file open.
-            turn = file.turn
-            if turn is not None and not turn.take_at_once():
-                self._wait_for(turn)
+            turn = self._among_processes(file)
             turns.elsewhere = turn
-            try:
-                yield
-                self._turns_had += 1
-                if self._turns_had % _LOG_LOOK == 0 and connection is not None:
-                    self._keep_log_short(file, connection)
-            finally:
-                turns.elsewhere = None
-                if turn is not None:
-                    turn.give_back()
+            yield
+            self._turns_had += 1
+            if self._turns_had % _LOG_LOOK == 0 and connection is not None:
+                self._keep_log_short(file, connection)
+            if not turns.is_waited_for:
+                self._let_others()
             file.confirm()
         finally:
+            turns.elsewhere = None
             if connection is not None:
                 connection.turn = None
-            turns.give_back()
+            self._end_turn()
+
+    def _among_processes(self, file: FileWatch) -> FileTurn | None:
+        """Have the turn of this process, where a thread before has not left it to this one."""
+        turn = file.turn
+        if self._file_turn is not None and self._file_turn is not turn:
+            self._let_others()
+        if turn is not None and self._file_turn is None:
+            if not turn.take_at_once():
+                with self._turns.aside():
+                    if not turn.take(self._busy):
+                        raise Fault("busy", (), "another process has its turn")
+            self._file_turn, self._file_turn_since = turn, time.monotonic()
+        return turn
+
+    def _let_others(self) -> None:
+        """End the turn of this process. Called in the turn of a thread."""
+        turn, self._file_turn = self._file_turn, None
+        if turn is not None:
+            turn.give_back()
+
+    def _end_turn(self) -> None:
+        """End the turn of this thread, and that of the process unless the next thread is to go on with it: those of
+        other processes would have to wake each time."""
+        turns = self._turns
+        if not turns.is_waited_for or time.monotonic() - self._file_turn_since > _KEEP:
+            self._let_others()
+        if not turns.give_back() and self._file_turn is not None:
+            # Who waited has gone.
+            turns.take(None, False, _FOR_EVER)
+            self._let_others()
+            self._end_turn()
 
     def _keep_log_short(self, file: FileWatch, connection: _Connection) -> None:
         """Have the log begin anew where it has become long: SQLite itself does so only in a moment in which nobody

@@ -22,6 +22,8 @@ __all__ = ["HOLD", "LONG_HOLD", "FileTurn", "Locks", "OneAtATime", "Turns"]
 
 #: Seconds that a write of one user may keep those of others waiting, its commit left aside.
 HOLD = 0.01
+#: The same for writes in other processes alone.
+HOLD_ELSEWHERE = 0.25
 #: The same for a write that cannot be cut short, which its user may do with for a few seconds a minute.
 LONG_HOLD = 2.5
 #: Seconds of such writes that come in for each user, a second, and that may be had at once.
@@ -138,11 +140,16 @@ class Turns:
             if is_late:
                 raise Fault("busy", (), "another thread has its turn")
 
-    def give_back(self) -> None:
-        """End the turn of this thread."""
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another thread waits for its turn."""
+        return bool(self._lines)
+
+    def give_back(self) -> bool:
+        """End the turn of this thread; returns whether another one has it now or will."""
         with self._lock:
             if self._holder is None:
-                return
+                return False
             owner, long = self._holder
             now = time.monotonic()
             if long:
@@ -152,11 +159,11 @@ class Turns:
             self._holder = None
             key = self._next(now)
             if key is None:
-                return
+                return False
             if len(self._lines) == 1 and key == (owner, False):
                 # Its own turns are whoever's is first there: a thread that runs need not wait for one to wake.
                 self._lines[key][0].wake()
-                return
+                return True
             line = self._lines.pop(key)
             waiter = line.popleft()
             if line:
@@ -165,6 +172,7 @@ class Turns:
             self._begin(key)
             waiter.has_turn = True
             waiter.wake()
+            return True
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -183,8 +191,8 @@ class Turns:
             return False
         owner, long = holder
         if not any(each[0] != owner for each in list(self._lines)):
-            # Whose writes wait there is not known.
-            if self.elsewhere is None or not self.elsewhere.is_waited_for:
+            # Whose writes wait there is not known, and they may be of the same user.
+            if self.elsewhere is None or now - self._since < HOLD_ELSEWHERE or not self.elsewhere.is_waited_for:
                 return False
             self._others_at = now
         if long:
