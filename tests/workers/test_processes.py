@@ -151,6 +151,8 @@ def test_a_worker_is_killed_and_another_takes_its_place(measured_server: Start, 
         else:
             assert client.call("ping", 2)["result"] == 2
     server.wait_for_log(rf"worker \d \(pid {victim}\) has ended by signal 9; it is started again")
+    # All the while the report is 200, also of whoever has just begun.
+    wait_until_blocking(lambda: health(server)["workers"]["missing"] == [], "a report of both")
     # At any moment somebody can come.
     clients += connected(server, len(lost))
     server.wait_for_log(rf"(?s)pid {victim}\) has ended.*worker \d \(pid \d+\) serves")

@@ -362,7 +362,8 @@ class Crew:
     @inlineCallbacks
     def _ask_all(self, name: str) -> Any:
         """A Deferred of the answers by process, and of the numbers of the workers that have given none in time."""
-        asked = self._serving()
+        # One that is started again says nothing of the others; at the first start there are no others.
+        asked = [worker for worker in self._serving() if worker.ready_at is not None or not self._is_up]
         answers: dict[_Process, Any] = {}
 
         def keep(answer: Any, worker: _Process) -> None:
