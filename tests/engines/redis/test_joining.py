@@ -124,7 +124,7 @@ async def test_who_is_slow_is_caught_up_at_either_node(tmp_path: Path, redis: Re
     for comm in comms:
         comm.topic("room:{id}", history=10_000, publish="anybody")
     clients = [await connect(comm.websockets[0].port) for comm in comms]
-    text, count, published = "x" * 40_000, 600, 0
+    text, count, published = "x" * 30_000, 450, 0
     for client in clients:
         reply = await client.call("zSubscribe", {"topic": "room:1"})
         assert reply["result"]["offset"] == 0
