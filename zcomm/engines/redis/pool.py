@@ -120,6 +120,8 @@ class Pool:
         self._waiting: set[Deferred[None]] = set()
         self._connected: list[Deferred[None]] = []
         self._failure: Failure | None = None
+        #: The reason that was logged last.
+        self._reason = ""
         self.down_since: float | None = None
         #: Of writes of this turn, whether the replicas have them, by connection.
         self._copying: dict[RedisProtocol, list[Deferred[None]]] = {}
@@ -169,8 +171,13 @@ class Pool:
         """Note that a server cannot be used."""
         if self.down_since is None:
             self.down_since = self._reactor.seconds()
-        if not self._is_usable:
-            self._tell_connected(failure)
+        if self._is_usable:
+            return
+        known, self._reason = self._reason, (reason := failure.getErrorMessage())
+        if not self._connected and known != reason:
+            # Who starts it by itself hears of it in no other way.
+            self._log.error("the engine cannot be used, which is tried again and again: {reason}", reason=reason)
+        self._tell_connected(failure)
 
     def _tell_connected(self, failure: Failure | None) -> None:
         self._failure = failure
@@ -239,7 +246,6 @@ class Pool:
         self._listener.hearing_down()
         where = str(link.address)
         self.trouble(Failure(Unavailable(refusal(reason, where))))
-        self._log.debug("the engine's connection to {where} is down: {reason}", where=where, reason=str(reason))
         if self._settings.kind != "server":
             self.find_again()
 
