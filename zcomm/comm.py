@@ -778,6 +778,7 @@ class zComm(MultiService):
                 raise ConfigError("--engine", str(error)) from None
         yield self._start_data()
         if isinstance(self.zcli, Host):
+            yield self.zcli.join(self.engine)
             self.zcli.meet(self.engine)
 
     @inlineCallbacks

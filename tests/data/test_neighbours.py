@@ -70,6 +70,7 @@ async def test_a_database_that_lets_no_table_be_made(postgresql: Any, make_store
         await store.say_there("a", "e1", "one")
     assert caught.value.kind == "forbidden"
     assert await store.read(1, "Teams") == []
+    assert (await store.identity()) == (await owner.identity()) != ""
 
 
 def row(node: str, engine: str, seen: int) -> Server:
@@ -103,3 +104,18 @@ def test_an_engine_that_has_another_id_makes_no_strangers():
     strangers.look("e", [row("a", "f", 1)])
     assert strangers.look("e", [row("a", "f", 2)]) == (["host a"], [])
     assert strangers.look("e", [row("a", "e", 3)]) == ([], ["host a"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_has_an_id_wherever_it_is_asked(
+    postgresql: Any, make_store: Callable[..., Store], url: str, tmp_path: Any
+):
+    """The same for all who use it, and another one for each other database."""
+    other = postgresql.url(postgresql.new_database()) if url.startswith("postgresql") else f"sqlite:///{tmp_path}/o.db"
+    stores = [make_store(each) for each in (url, url, other)]
+    for store in stores:
+        await store.start()
+    a, b, c = [await store.identity() for store in stores]
+    assert a == b != c and a.partition(":")[0] == c.partition(":")[0] == url.partition(":")[0]
+    alone = [make_store("sqlite://"), make_store("sqlite://")]
+    assert all([(await store.identity()).startswith("sqlite:") for store in alone])

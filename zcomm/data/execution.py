@@ -56,6 +56,11 @@ _SHOWN_CHOICES = 20
 _TAKEN = "The database did not store the row"
 #: How often a request is begun again because the tables changed under it.
 _MAX_TRIES = 5
+#: What tells a database of PostgreSQL from all others.
+_IDENTITY = (
+    "SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), "
+    "(SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database())"
+)
 #: As whom expired idempotency keys are removed.
 SWEEPER = "zcomm: sweeper"
 
@@ -1222,3 +1227,20 @@ class Execution:
                     if not left or fault.kind != "in_the_way":
                         raise
         raise AssertionError
+
+    def identity(self) -> str:
+        """An id of the database, which is the same wherever it is asked from; empty where the database does not tell.
+
+        :raises Fault: when the database cannot be had.
+        """
+        if self._database.name != "postgresql":
+            return ""
+        # A copy made by a dump is another one; a standby that is promoted is the same.
+        with self.pool.connection(spare=True) as connection:
+            try:
+                ((system, number),) = connection.run(_IDENTITY, (), True)[0]
+            except Fault as fault:
+                if fault.kind not in ("forbidden", "altered", "unsupported"):
+                    raise
+                return ""
+        return f"postgresql:{system}:{number}"

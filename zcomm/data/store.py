@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
@@ -112,6 +115,7 @@ class Store:
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
         self._budgets = budgets
         database, self.url = open_database(url, statement_timeout, busy_timeout, alone)
+        self._file = (parsed_url(url).database or ":memory:") if database.name == "sqlite" else ""
         self._execution = Execution(
             database, self.url, schema, connections or workers.threads + 5, statement_timeout, now, self._used
         )
@@ -702,6 +706,15 @@ class Store:
         if self._clock.seconds() > until:
             raise Fault("busy", (), "no thread was free before the deadline")
         return work()
+
+    def identity(self) -> Deferred[str]:
+        """A Deferred of an id of the database, which others that use it have as well; empty where it has none. That of
+        a file begins with ``sqlite:``. It fails with a :class:`~zcomm.data.drivers.driver.Fault`."""
+        if not self._file:
+            return self._own.run("identity", self._execution.identity)
+        # Of this host: the same path is another file elsewhere.
+        where = f"{socket.gethostname()}:{os.path.realpath(self._file)}:{os.getpid() if self.is_alone else 0}"
+        return succeed(f"sqlite:{sha256(where.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}")
 
     def say_there(self, node: str, engine: str, name: str) -> Deferred[list[Server]]:
         """Say that a server uses the database; a Deferred of the others that do, or did lately

@@ -24,6 +24,7 @@ from zcomm.commands.crud import NEEDED, StoreCrud, audience_of, is_count
 from zcomm.commands.memberships import Memberships
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
+from zcomm.data.drivers.driver import Fault
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
@@ -31,7 +32,7 @@ from zcomm.engines.parts import Members
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import can_be_cut, check_call, checked_answer, checked_result, host_request, shown
 from zcomm.host.line import Runner
-from zcomm.host.neighbours import Neighbours
+from zcomm.host.neighbours import Neighbours, own_name
 from zcomm.interfaces import (
     ACTIONS,
     Among,
@@ -160,6 +161,21 @@ class Host(Service):
         if self._has_data and self._neighbours is None and self.data is not None and not self.data.is_alone:
             self._neighbours = Neighbours(self.data, engine, self._reactor)
             self._neighbours.start()
+
+    @inlineCallbacks
+    def join(self, engine: Any) -> Any:
+        """Say to those who share ``engine`` which database this is; a Deferred that fails with
+        :class:`~zcomm.errors.ConfigError` where one of them has its rows in another."""
+        join = getattr(engine, "join", None)
+        if join is None or self.data is None:
+            return
+        try:
+            database = yield self.data.identity()
+        except Fault:
+            # It has just answered, and is away again.
+            return
+        if database:
+            yield join(database, own_name())
 
     def when_data(self) -> Deferred[None]:
         """Fires when the database can be used; fails with :class:`~zcomm.errors.Unavailable` at shutdown."""

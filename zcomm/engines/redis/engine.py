@@ -27,7 +27,7 @@ from zcomm.engines.redis.publishing import Publishing
 from zcomm.engines.redis.replies import changes_of, members_of, parts_of, position_of, slice_of
 from zcomm.engines.redis.servers import Settings, settings_from
 from zcomm.engines.redis.shares import Shares
-from zcomm.errors import Unavailable
+from zcomm.errors import ConfigError, Unavailable
 from zcomm.interfaces import (
     EVERYBODY,
     Audience,
@@ -251,6 +251,27 @@ class RedisEngine(Service):
             self._deliver.engine_state(state)
 
     # -- broadcasts and nodes
+
+    @inlineCallbacks
+    def join(self, database: str, name: str) -> Any:
+        """Say to all that share the engine in which database the rows are that this process tells of.
+
+        :param database: its id, which begins with ``sqlite:`` for one that other hosts cannot have.
+        :param name: by which people know this process.
+        :returns: a Deferred that fails with :class:`~zcomm.errors.ConfigError` where another process that is there has
+            its rows in another database.
+        """
+        try:
+            other = yield self._lease.join(database, name, self._reactor)
+        except Unavailable:
+            # It is said with the next beat.
+            return
+        if other is not None:
+            raise ConfigError(
+                "--engine",
+                f"{other} is on the same engine with the same prefix and has its rows in another database; give each "
+                "database a prefix of its own: ?prefix=NAME behind the engine's URL",
+            )
 
     @inlineCallbacks
     def identity(self) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,6 +33,11 @@ __all__ = ["Lease"]
 
 #: Seconds for which a node that is dead is known to be.
 MARK_KEPT = 24 * 3600
+#: Seconds for which a node is watched that would keep this one from starting: in that time one that is there beats. And
+#: seconds between two looks.
+WATCHED, WATCH = 2 * BEAT + 1, 0.5
+#: The begin of the ids of databases that no two hosts can share.
+LOCAL = "sqlite:"
 #: The begin of the topics whose members are places, and seconds that the engine has to say whether there is one: who
 #: asks waits for the handshake.
 PLACES, CLAIM = "$places:", 1.0
@@ -40,10 +47,14 @@ class Beat(msgspec.Struct):
     """The word of a node.
 
     :ivar count: another one each time.
+    :ivar database: the id of the database that its rows are in; empty for none that is known.
+    :ivar name: by which people know it.
     """
 
     count: int
     clients: int = 0
+    database: str = ""
+    name: str = ""
 
 
 _read_beat = msgspec.json.Decoder(Beat).decode
@@ -86,6 +97,13 @@ class Lease:
         self._leases = 0
         self._beats = Beats()
         self._count = 0
+        #: What all nodes have said last.
+        self._said: dict[bytes, bytes] = {}
+        #: The database of this node, and its name; empty until it has joined those who have their rows there.
+        self._database = self._name = ""
+        #: By node with other rows, what it said first; and the databases of which the log was told.
+        self._strangers: dict[bytes, bytes] = {}
+        self._known = {""}
         #: Nodes whose members are taken out, and those of whom all are.
         self._reaping: set[bytes] = set()
         self._ended: list[bytes] = []
@@ -199,7 +217,7 @@ class Lease:
         """Count a beat, and look for nodes that are dead. It fails with :class:`~zcomm.errors.Unavailable`."""
         self._count += 1
         lease, ended = self._lease, list(self._ended)
-        word = write_json(Beat(self._count, self._count_clients()))
+        word = write_json(Beat(self._count, self._count_clients(), self._database, self._name))
         begun = self._seconds()
         names = (self._layout.nodes, self._layout.dead(0, lease))
         try:
@@ -211,13 +229,83 @@ class Lease:
             return
         self._ended = [node for node in self._ended if node not in ended]
         self.own.go_on()
-        said = dict(zip(reply[::2], reply[1::2], strict=True))
+        self._said = said = dict(zip(reply[::2], reply[1::2], strict=True))
+        self._look_for_other_rows()
         for node in self._beats.read(said, begun, self._seconds()):
             if node not in self._reaping and node not in self._ended and node != lease.encode():
                 self._reaping.add(node)
                 reaping = self._reap(node)
                 reaping.addErrback(self._not_reaped, node)
                 reaping.addCallback(partial(self._reaped, node))
+
+    # -- databases
+
+    @inlineCallbacks
+    def join(self, database: str, name: str, clock: IReactorTime) -> Any:
+        """Say from now on in which database the rows of this node are, unless those of others are in another one.
+
+        A beat says it and reads what all say, at once: so of two that start at a time the later one sees the other.
+
+        :param name: by which people know this node.
+        :returns: a Deferred of the name of a node that is there and has its rows in another database, or of ``None``.
+            It fails with :class:`~zcomm.errors.Unavailable`.
+        """
+        dead: set[bytes] = set()
+        while True:
+            self._database, self._name = database, name
+            yield self.beat()
+            others = {lease: said for lease, said in self._said.items() if lease not in dead and self._differs(said)}
+            if not others:
+                return None
+            # While it is not known whether those are there, this one keeps nobody else from starting.
+            self._database = ""
+            yield self.beat()
+            found = yield self._first_there(others, clock)
+            if found is not None:
+                return found
+            dead.update(others)
+
+    def _differs(self, said: bytes) -> bool:
+        """Whether a node has its rows in another database, where both databases are on the network."""
+        theirs, own = _read_beat(said).database, self._database
+        return theirs not in ("", own) and not theirs.startswith(LOCAL) and not own.startswith(LOCAL)
+
+    @inlineCallbacks
+    def _first_there(self, others: dict[bytes, bytes], clock: IReactorTime) -> Any:
+        """The name of the first of some nodes that beats; ``None`` where none does."""
+        until = self._seconds() + WATCHED
+        while others and self._seconds() < until:
+            yield deferLater(clock, WATCH)
+            yield self.beat()
+            for lease, before in list(others.items()):
+                now = self._said.get(lease)
+                said = None if now is None else _read_beat(now)
+                if said is None or not said.database:
+                    # It has left, or has not joined.
+                    del others[lease]
+                elif now != before:
+                    return said.name or lease.decode()
+        return None
+
+    def _look_for_other_rows(self) -> None:
+        """Tell the log of a node that is there and has other rows, of which one at least is local to its host."""
+        if not self._database:
+            return
+        for lease, said in self._said.items():
+            other = _read_beat(said)
+            if other.database == self._database or other.database in self._known:
+                continue
+            if self._strangers.setdefault(lease, said) != said:
+                self._known.add(other.database)
+                self._log.warn(
+                    "{other} shares this engine and has other rows: {why}. Changes of rows are told to the clients of "
+                    "both all the same, as are topics; share a PostgreSQL, or give each a prefix of its own: "
+                    "?prefix=NAME behind the engine's URL",
+                    other=other.name,
+                    why="a SQLite file is of one host"
+                    if LOCAL in (other.database[: len(LOCAL)], self._database[: len(LOCAL)])
+                    else "its database is another one",
+                )
 
     @inlineCallbacks
     def _reap(self, node: bytes) -> Any:
