@@ -21,7 +21,7 @@ from zcomm.engines.redis.scripts import Script, Scripts
 SECONDS = float(os.environ.get("ZCOMM_TEST_SECONDS", "0"))
 SEED = int(os.environ.get("ZCOMM_TEST_SEED", "1"))
 #: Histories where no time is given, and steps of one.
-HISTORIES, STEPS = 600, 80
+HISTORIES, STEPS = 400, 80
 
 pytestmark = pytest.mark.timeout(SECONDS + 120)
 

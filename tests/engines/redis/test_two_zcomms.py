@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_twisted
+from support.chaosproxy import ChaosProxy
 from support.docs_blocks import block, runs
 from support.rawclient import Opcode, RawClient, connect
 from support.redisserver import RedisServer
@@ -211,3 +212,27 @@ async def test_the_engine_goes_and_comes_back(tmp_path: Path):
             assert f"\n{line}\n" in metrics
         for comm in (a, b):
             await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_watches_hears_of_what_was_not_heard(tmp_path: Path):
+    """Somebody comes while the connection for channels is down: whoever watches is told all members then."""
+    with RedisServer() as redis:
+        async with ChaosProxy(redis.path) as proxy:
+            a = await server(tmp_path / "a", redis.unix_url)
+            b = await server(tmp_path / "b", f"redis://127.0.0.1:{proxy.port}")
+            far = await client_of(b)
+            begun = await call(far, "zSubscribe", {"topic": "room:1", "presence": True})
+            told: dict[str, Any] = {"connections": 1}
+            await proxy.refuse()
+            proxy.cut()
+            near = await client_of(a)
+            await call(near, "zSubscribe", {"topic": "room:1", "presence": True})
+            proxy.go_on()
+            while told["connections"] != 2:
+                message = await far.next_json()
+                told = message if message.get("event") == "presence" else told
+            assert told["after"] <= begun["presence"]["version"] < told["version"]
+            assert len(told["members"]["anonymous"]) == 2
+            for comm in (a, b):
+                await comm.stopService()
