@@ -59,20 +59,20 @@ class Costs:
 
     process_mib: float = 92.9
     connection_bytes: float = 4563.2
-    topic_bytes: float = 3120.7
+    topic_bytes: float = 3040.0
     system_bytes: float = 3712.0
     live_bytes: float = 4096.0
     idle_us: float = 4267.0
-    arrival_us: float = 744.3
+    arrival_us: float = 667.9
     ping_us: float = 36.3
-    command_us: float = 38.3
+    command_us: float = 33.4
     publish_us: float = 264.2
     hear_us: float = 74.7
     delivery_us: float = 5.9
     redis_publish_us: float = 102.9
     redis_hear_us: float = 2.4
     redis_message_bytes: float = 67.2
-    redis_member_bytes: float = 241.9
+    redis_member_bytes: float = 241.8
     frame_bytes: float = 140.0
 
 
