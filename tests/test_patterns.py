@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 from zcomm.patterns import MAX_TEXT, Pattern, PatternError
 
-pytestmark = pytest.mark.unmeasured
-
 atoms = st.sampled_from(
     [
         "a",

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from zcomm.auth.tokens import new_token
 from zcomm.text import did_you_mean, quoted, redact, redact_command, redact_url
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.mark.parametrize(
     ("name", "hint"),

@@ -304,7 +304,7 @@ async def test_who_left_just_before_a_loss_does_not_come_back(make: Make):
         found = await b.engine.members(ROOM)
         assert found.members == {"bob": {"a-bob": b"{}"}} and found.users == 1
         # The loss was before that, or nobody would know.
-        assert ROOM in b.unheard
+        await wait_until(lambda: ROOM in b.unheard)
 
 
 @pytest_twisted.ensureDeferred

@@ -114,6 +114,8 @@ class Pool:
         self._hearing: dict[Address, Link] = {}
         self._owners: tuple[Link, ...] = ()
         self._checked: set[Address] = set()
+        #: Connections that are ended only to be made anew.
+        self._renewed: set[Link] = set()
         self._will_find: IDelayedCall | None = None
         self._is_finding = self._is_running = self._is_usable = False
         #: Those who wait until a server is there.
@@ -245,6 +247,9 @@ class Pool:
     def _link_down(self, link: Link, reason: BaseException) -> None:
         self._listener.hearing_down()
         where = str(link.address)
+        if link in self._renewed:
+            self._renewed.discard(link)
+            return
         self.trouble(Failure(Unavailable(refusal(reason, where))))
         if self._settings.kind != "server":
             self.find_again()
@@ -268,6 +273,8 @@ class Pool:
             )
             self._by_info = False
             self.scripts = Scripts(False, self._is_cluster)
+            # Each begins anew, with those scripts and a history of its own.
+            self._renewed.update(self._calls.values())
             for other in self._calls.values():
                 other.end()
             return
